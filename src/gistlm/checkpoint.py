@@ -1,0 +1,234 @@
+"""A gist checkpoint: base model, gist adapter, gist embeddings and prompt format, loaded and saved together.
+
+Two models share the base's weights in memory. The *reader* is the stock model: it encodes prompts and
+answers over gists. The *writer* turns gist tokens into keys and values. Under the `frozen` recipe the writer
+carries a LoRA adapter and the reader is the untouched base; under `paper` both are the same tuned model.
+Knows nothing of prompts, gists or generation.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gistlm.architecture import Architecture, inspect_architecture
+from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
+from gistlm.errors import ModelError, ModelNotFoundError
+from gistlm.files import sha256, write_atomically
+from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
+
+CONFIG = "gistlm.json"
+EMBEDDINGS = "gist_embeddings.safetensors"
+ADAPTER = "adapter_config.json"
+VERSION = 1
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class Recipe(StrEnum):
+    """How a checkpoint was trained."""
+
+    FROZEN = "frozen"
+    """The base is bit-identical; only gist tokens pass through the adapter."""
+    PAPER = "paper"
+    """The whole model, or a LoRA merged into it, was tuned under the gist mask."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What `gistlm.json` says."""
+
+    base: str
+    """Folder, hub id or package file of the model underneath; "." when it lies in the checkpoint's own folder."""
+    recipe: Recipe
+    base_fingerprint: str
+    """Of the weights that the checkpoint was trained on."""
+    name: str
+    """For people."""
+
+
+class Checkpoint:
+    """Base model, adapter, gist embeddings and prompt format. Make one with `load` or `create`."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        reader: PreTrainedModel,
+        writer: nn.Module,
+        gist_embeddings: Tensor,
+        prompts: PromptTokenizer,
+    ) -> None:
+        self.config = config
+        self.reader = reader
+        self.writer = writer
+        self.gist_embeddings = nn.Parameter(gist_embeddings.to(reader.device), requires_grad=False)
+        """[max_k, hidden]"""
+        self.prompts = prompts
+        self.architecture: Architecture = inspect_architecture(reader)
+
+    @property
+    def max_k(self) -> int:
+        """The most gist tokens that one gist can have."""
+        return int(self.gist_embeddings.shape[0])
+
+    @property
+    def opening_tokens(self) -> int:
+        """Opening tokens that stay visible to the rest."""
+        return len(self.visible_opening_ids)
+
+    @property
+    def visible_opening_ids(self) -> list[int]:
+        """Their ids."""
+        return self.prompts.opening_ids if self.prompts.format.opening_visible else []
+
+    @property
+    def writer_decoder(self) -> nn.Module:
+        """The writer without its language-model head."""
+        model = self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
+        return model.get_decoder()  # type: ignore[no-any-return, operator]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what reads a gist: the reader's weights, the tokenizer and the prompt format."""
+        return sha256(
+            fingerprint_weights(dict(self.reader.named_parameters())).encode(),
+            fingerprint_tokenizer(self.prompts.tokenizer).encode(),
+            json.dumps(self.prompts.format.to_dict(), sort_keys=True).encode(),
+        )
+
+    @cached_property
+    def adapter_fingerprint(self) -> str:
+        """Of what writes a gist: adapter and gist embeddings."""
+        return fingerprint_weights({"gist_embeddings": self.gist_embeddings, **adapter_weights(self.writer)})
+
+    @classmethod
+    def create(
+        cls, base: str, *, recipe: Recipe, max_k: int, lora_rank: int | None, device: str | None = None,
+        dtype: torch.dtype | str | None = None, prompt_format: PromptFormat | None = None, seed: int = 0,
+    ) -> Checkpoint:  # fmt: skip
+        """An untrained checkpoint over a stock model. lora_rank None (`paper` only) trains every weight."""
+        reader, tokenizer = load_base(base, device, dtype)
+        config = CheckpointConfig(base, recipe, fingerprint_weights(dict(reader.named_parameters())), Path(base).stem)
+        embeddings = initial_embeddings(reader, max_k, seed)
+        if prompt_format is None:
+            prompt_format = replace(default_format(tokenizer), opening_visible=recipe == Recipe.FROZEN)
+        prompts = PromptTokenizer(tokenizer, prompt_format)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            writer = add_lora(reader, lora_rank, share=recipe == Recipe.FROZEN) if lora_rank else reader
+        return cls(config, reader, writer, embeddings, prompts)
+
+    @classmethod
+    def load(
+        cls, folder: Path, base: str | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> Checkpoint:
+        """Read a checkpoint folder. ``base`` replaces the recorded one (its weights may then differ).
+
+        Raises `ModelNotFoundError` or `ModelError`.
+        """
+        config, prompt_format = _read_config(folder)
+        where = base or (str(folder) if config.base == "." else config.base)
+        reader, tokenizer = load_base(where, device, dtype)
+        if base is None and fingerprint_weights(dict(reader.named_parameters())) != config.base_fingerprint:
+            raise ModelError(f"{where} has other weights than the base that {folder} was trained on; name one with base=")
+        try:
+            embeddings = load_file(folder / EMBEDDINGS)["gist_embeddings"].to(reader.dtype)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ModelError(f"{folder} has no usable {EMBEDDINGS}: {error}") from error
+        if embeddings.dim() != 2 or embeddings.shape[1] != reader.get_input_embeddings().weight.shape[1]:
+            raise ModelError(f"{folder}/{EMBEDDINGS} is {[*embeddings.shape]}, which does not fit {where}")
+        writer: nn.Module = reader
+        if (folder / ADAPTER).exists():
+            writer = _load_adapter(reader, folder, share=config.recipe == Recipe.FROZEN)
+            if config.recipe == Recipe.PAPER:
+                reader = writer = writer.merge_and_unload().eval()  # type: ignore[operator]
+        return cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format))
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:
+        """Write a hub-shaped folder: adapter or model, gist embeddings, `gistlm.json`, and a model card if given."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = asdict(self.config)
+        if self.writer is not self.reader:
+            self.writer.save_pretrained(folder)  # type: ignore[operator]
+            (folder / "README.md").unlink(missing_ok=True)
+        elif self.config.recipe == Recipe.PAPER:
+            config["base"] = "."
+            config["base_fingerprint"] = fingerprint_weights(dict(self.reader.named_parameters()))
+            self.reader.save_pretrained(folder)
+            self.prompts.tokenizer.save_pretrained(folder)
+        save_file({"gist_embeddings": self.gist_embeddings.detach().cpu().contiguous()}, folder / EMBEDDINGS)
+        record = {"version": VERSION, **config, "prompt_format": self.prompts.format.to_dict()}
+        write_atomically(folder / CONFIG, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        if card is not None:
+            write_atomically(folder / "README.md", card.encode())
+        return folder
+
+
+def add_lora(reader: PreTrainedModel, rank: int, *, share: bool) -> nn.Module:
+    """The reader with a LoRA on every linear layer; ``share`` leaves the reader itself untouched."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(_twin(reader) if share else reader, config).eval()
+
+
+def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:
+    """The adapter's own tensors; none for a model without one."""
+    return {name: tensor for name, tensor in writer.named_parameters() if "lora_" in name}
+
+
+def initial_embeddings(reader: PreTrainedModel, k: int, seed: int) -> Tensor:
+    """[k, hidden]: drawn with the mean and spread of the vocabulary's embeddings."""
+    weight = reader.get_input_embeddings().weight.detach().float()
+    noise = torch.randn(k, weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight.device)
+    return (weight.mean(0) + noise * weight.std(0)).to(reader.dtype)
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules over the same tensors: what is then added to the twin leaves the model alone."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _load_adapter(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.Module:
+    from peft import PeftModel
+
+    try:
+        writer = PeftModel.from_pretrained(
+            _twin(reader) if share else reader, str(folder), autocast_adapter_dtype=False, torch_device=str(reader.device)
+        )
+    except Exception as error:  # peft raises many kinds; each means that the adapter does not fit
+        raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for tensor in adapter_weights(writer).values():
+        tensor.data = tensor.data.to(reader.dtype)
+    return writer.eval()
+
+
+def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelNotFoundError(f"{folder} is not a gist checkpoint: it has no {CONFIG}")
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ModelError(f"{path} has {path.stat().st_size:,} bytes; {_MAX_CONFIG_BYTES:,} are allowed")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record.pop("version")
+        prompt_format = PromptFormat.from_dict(record.pop("prompt_format"))
+        record["recipe"] = Recipe(record["recipe"])
+        config = CheckpointConfig(**record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    if version != VERSION:
+        raise ModelError(f"{path} has checkpoint version {version}; this gistlm reads version {VERSION}")
+    return config, prompt_format

@@ -1,0 +1,170 @@
+"""Prompts in, gists out: the cached form of the gist mask, batched and differentiable.
+
+The prompt runs through the reader, the gist tokens through the writer over the prompt's cache, and the gist
+tokens' slice of that cache is the gist. Knows nothing of generation, files or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.errors import InputError, PromptTooLongError
+from gistlm.files import sha256
+from gistlm.gist import Gist, GistInfo
+from gistlm.mask import Part
+
+KeyValues = list[tuple[Tensor, Tensor]]
+"""Keys and values by layer, each [batch, kv_heads, tokens, head_dim]."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Left-padded prompts after their pass through the reader."""
+
+    key_values: KeyValues
+    parts: Tensor
+    """[batch, N] of `Part`: PAD or PROMPT"""
+    positions: Tensor
+    """[batch, N]"""
+    gist_start: Tensor
+    """[batch]: the position of each row's first gist token"""
+
+
+def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
+    """One gist of k tokens per prompt, on the model's device.
+
+    Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
+    """
+    check_k(k, checkpoint.max_k)
+    ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
+    limit = checkpoint.architecture.context - k - 1
+    for row in ids:
+        if len(row) > limit:
+            raise PromptTooLongError(len(row), limit)
+    if not ids:
+        return []
+    with torch.no_grad():
+        encoded = encode_prompts(checkpoint, ids)
+        key_values = write_gists(checkpoint, encoded, k)
+    return [_gist(checkpoint, key_values, row, encoded, ids[row]) for row in range(len(ids))]
+
+
+def check_k(k: int, largest: int) -> None:
+    """Raise `InputError` unless k gist tokens can be made."""
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= largest:
+        raise InputError(f"k is the number of gist tokens, from 1 to {largest} for this checkpoint; got {k!r}")
+
+
+def prompt_starts(checkpoint: Checkpoint, lengths: Tensor) -> Tensor:
+    """The position of each prompt's first token, from prompt lengths [batch].
+
+    Relative numbering: such that the gist follows the opening, so below zero for most prompts. Absolute: zero.
+    """
+    if checkpoint.architecture.numbering == "absolute":
+        return torch.zeros_like(lengths)
+    return checkpoint.opening_tokens - lengths
+
+
+def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Encoded:
+    """Run prompts (token ids, opening included) through the reader as ordinary causal text."""
+    tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
+    lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
+    starts = prompt_starts(checkpoint, lengths)
+    positions = left_positions(parts, starts)
+    cache = DynamicCache()
+    reader = checkpoint.reader.get_decoder()
+    with torch.no_grad() if checkpoint.config.recipe == Recipe.FROZEN else nullcontext():
+        reader(tokens, attention_mask=column_mask(parts), position_ids=positions, past_key_values=cache, use_cache=True)
+    return Encoded(key_values_of(cache), parts, positions, starts + lengths)
+
+
+def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
+    """Run k gist tokens over encoded prompts; returns the gist tokens' keys and values [batch, kv_heads, k, head_dim]."""
+    batch = encoded.parts.shape[0]
+    positions = encoded.gist_start[:, None] + torch.arange(k, device=encoded.parts.device)
+    gist_parts = torch.full((batch, k), int(Part.GIST), device=encoded.parts.device)
+    masks = checkpoint.architecture.masks(
+        torch.cat([encoded.parts, gist_parts], dim=1),
+        torch.cat([encoded.positions, positions], dim=1),
+        queries=k,
+        dtype=checkpoint.reader.dtype,
+    )
+    cache = DynamicCache(encoded.key_values)
+    checkpoint.writer_decoder(
+        inputs_embeds=checkpoint.gist_embeddings[:k].to(checkpoint.reader.dtype).expand(batch, -1, -1),
+        attention_mask=masks,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return [(keys[:, :, -k:], values[:, :, -k:]) for keys, values in key_values_of(cache)]
+
+
+def encode_opening(checkpoint: Checkpoint) -> KeyValues:
+    """Keys and values [1, kv_heads, h, head_dim] of the visible opening; an empty list when there is none."""
+    if not checkpoint.opening_tokens:
+        return []
+    cache = DynamicCache()
+    ids = torch.tensor([checkpoint.visible_opening_ids], device=checkpoint.reader.device)
+    with torch.no_grad():
+        checkpoint.reader.get_decoder()(ids, past_key_values=cache, use_cache=True)
+    return key_values_of(cache)
+
+
+def repeat_key_values(key_values: KeyValues, rows: int) -> KeyValues:
+    """A batch of one, seen as a batch of ``rows``."""
+    return [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in key_values]
+
+
+def join_key_values(first: KeyValues, second: KeyValues) -> KeyValues:
+    """The tokens of two caches one after the other; either may be empty."""
+    if not first or not second:
+        return first or second
+    return [
+        (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
+        for (keys, values), (more_keys, more_values) in zip(first, second, strict=True)
+    ]
+
+
+def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and parts, both [batch, longest], padded on the left with zeros."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    parts = torch.tensor([[int(Part.PAD)] * (width - len(row)) + [int(part)] * len(row) for row in rows], device=device)
+    return tokens, parts
+
+
+def left_positions(parts: Tensor, starts: Tensor) -> Tensor:
+    """[batch, S] positions that count from ``starts`` [batch] at each row's first token; padding repeats the start."""
+    return starts[:, None] + ((parts != Part.PAD).cumsum(dim=1) - 1).clamp_min(0)
+
+
+def column_mask(parts: Tensor) -> Tensor | None:
+    """The 2D mask of plain causal rows [batch, S], or None when nothing is padded."""
+    return None if bool((parts != Part.PAD).all()) else (parts != Part.PAD).long()
+
+
+def key_values_of(cache: DynamicCache) -> KeyValues:
+    """A cache's tensors by layer."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _gist(checkpoint: Checkpoint, key_values: KeyValues, row: int, encoded: Encoded, ids: list[int]) -> Gist:
+    provenance = GistInfo(
+        model=checkpoint.fingerprint,
+        adapter=checkpoint.adapter_fingerprint,
+        base=checkpoint.config.name,
+        prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in ids)),
+        prompt_tokens=len(ids),
+        start=int(encoded.gist_start[row]),
+    )
+    # .clone() detaches the row from the batch's memory: a kept gist must not keep its neighbours alive
+    keys = tuple(key[row].clone() for key, _ in key_values)
+    return Gist(keys, tuple(value[row].clone() for _, value in key_values), provenance)

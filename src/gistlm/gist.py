@@ -1,0 +1,226 @@
+"""A gist: the keys and values of k gist tokens that have read a prompt, and the file that keeps them.
+
+Knows nothing of models or text: `compress` makes gists, an engine reads them. The file is safetensors with
+a bounded JSON header; its content hash covers every byte that matters, so a damaged file is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from gistlm.errors import GistFileError, GistMismatchError, InputError
+from gistlm.files import sha256, write_atomically
+
+FORMAT = "gistlm.gist"
+VERSION = 1
+MAX_HEADER_BYTES = 1 << 20
+MAX_FILE_BYTES = 4 << 30
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+@dataclass(frozen=True)
+class GistInfo:
+    """Where a gist comes from and who may read it."""
+
+    model: str
+    """Fingerprint of the model that reads it: weights, tokenizer and prompt format."""
+    adapter: str
+    """Fingerprint of what wrote it: adapter and gist embeddings."""
+    base: str
+    """The model's name, for people."""
+    prompt_sha256: str
+    """Hash of the prompt's token ids."""
+    prompt_tokens: int
+    """Length of the prompt in tokens, opening included."""
+    start: int
+    """Position of the first gist token; the rest begins at start + k."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            kind = int if field.name in ("prompt_tokens", "start") else str
+            if type(getattr(self, field.name)) is not kind:
+                raise GistFileError(f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}")
+        if self.prompt_tokens < 0 or self.start < 0:
+            raise GistFileError("a gist's prompt_tokens and start cannot be negative")
+
+
+@dataclass(frozen=True, eq=False)
+class Gist:
+    """k gist tokens as keys and values, one pair of tensors [kv_heads, k, head_dim] a layer."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    provenance: GistInfo
+
+    def __post_init__(self) -> None:
+        if not self.keys or len(self.keys) != len(self.values):
+            raise GistFileError(f"a gist has keys and values for every layer, got {len(self.keys)} and {len(self.values)}")
+        for key, value in zip(self.keys, self.values, strict=True):
+            if key.dim() != 3 or value.dim() != 3 or key.shape[:2] != value.shape[:2] or key.shape[1] != self.k:
+                raise GistFileError(f"a gist's layers must be [kv_heads, k, head_dim], got {[*key.shape]} and {[*value.shape]}")
+            if key.dtype != self.dtype or value.dtype != self.dtype:
+                raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
+        if self.k < 1 or self.dtype not in DTYPES.values():
+            raise GistFileError(f"a gist holds one token or more in {', '.join(DTYPES)}, got {self.k} in {self.dtype}")
+
+    @property
+    def k(self) -> int:
+        """Number of gist tokens."""
+        return int(self.keys[0].shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values alike."""
+        return self.keys[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values in memory."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    @property
+    def end(self) -> int:
+        """Position of the first token after the gist."""
+        return self.provenance.start + self.k
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash (sha256, hex): equal for equal gists, on every machine."""
+        return _content_hash(self._tensors(), self._metadata())
+
+    def shorten(self, j: int) -> Gist:
+        """The first j gist tokens, which are themselves a gist of size j: they never saw the later ones."""
+        if not 1 <= j <= self.k:
+            raise InputError(f"cannot shorten a gist of {self.k} tokens to {j}; give a number from 1 to {self.k}")
+        return self._map(lambda tensor: tensor[:, :j].contiguous())
+
+    def to(self, target: torch.dtype | torch.device | str) -> Gist:
+        """The same gist in another dtype or on another device."""
+        return self._map(lambda tensor: tensor.to(target))  # type: ignore[arg-type]
+
+    def info(self) -> dict[str, Any]:
+        """Plain values for people and programs; the keys are stable."""
+        size = self.nbytes
+        prompt_bytes = size // self.k * self.provenance.prompt_tokens
+        return {
+            "id": self.id,
+            "k": self.k,
+            "layers": len(self.keys),
+            "kv_heads": int(self.keys[0].shape[0]),
+            "head_dim": int(self.keys[0].shape[2]),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "nbytes": size,
+            "prompt_nbytes": prompt_bytes,
+            "compression": round(self.provenance.prompt_tokens / self.k, 2),
+            **asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the gist to ``path``, whole or not at all. Returns the path."""
+        path = Path(path)
+        try:
+            write_atomically(path, self.to_bytes())
+        except OSError as error:
+            raise GistFileError(f"cannot write the gist to {path}: {error.strerror or error}") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gist:
+        """Read a gist. Raises `GistFileError` for anything that is not a whole gist of this version."""
+        path = Path(path)
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise GistFileError(f"{path} has {path.stat().st_size:,} bytes; a gist has at most {MAX_FILE_BYTES:,}")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise GistFileError(f"there is no gist at {path}; make one with: gistlm compress PROMPT.txt -o {path}") from None
+        except OSError as error:
+            raise GistFileError(f"cannot read the gist at {path}: {error.strerror or error}") from error
+        return cls.from_bytes(data, str(path))
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        metadata = {"format": FORMAT, "version": str(VERSION), "gist": self._metadata(), "sha256": self.id}
+        return save_tensors({name: tensor.contiguous() for name, tensor in self._tensors().items()}, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "the data") -> Gist:
+        """The inverse of `to_bytes`; trusts nothing. ``name`` is used in errors."""
+        metadata = _read_metadata(data, name)
+        if metadata.get("format") != FORMAT:
+            raise GistFileError(f"{name} is a safetensors file but not a gist")
+        if metadata.get("version") != str(VERSION):
+            raise GistFileError(f"{name} has gist format version {metadata.get('version')}; this gistlm reads version {VERSION}")
+        try:
+            provenance = GistInfo(**json.loads(metadata["gist"]))
+            tensors = load_tensors(data)
+            layers = range(len(tensors) // 2)
+            keys = tuple(tensors.pop(f"layers.{layer}.key") for layer in layers)
+            values = tuple(tensors.pop(f"layers.{layer}.value") for layer in layers)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise GistFileError(f"{name} is a damaged gist: {error}") from error
+        if tensors:
+            raise GistFileError(f"{name} holds tensors that no gist has: {sorted(tensors)[:3]}")
+        gist = cls(keys, values, provenance)
+        if gist.id != metadata.get("sha256"):
+            raise GistFileError(f"{name} is damaged: its content does not match its hash")
+        return gist
+
+    def check_reader(self, model: str, name: str, dtype: torch.dtype) -> None:
+        """Raise `GistMismatchError` unless a model with this fingerprint and dtype can read the gist."""
+        made_by = self.provenance
+        if made_by.model != model:
+            raise GistMismatchError(
+                f"this gist was made for {made_by.base} (fingerprint {made_by.model[:12]}), not for {name} "
+                f"({model[:12]}); compress the prompt again with this model"
+            )
+        if self.dtype != dtype:
+            raise GistMismatchError(
+                f"this gist is {self.dtype}, the model is {dtype}; convert it with gist.to({dtype}) "
+                f"or load the model with dtype={self.dtype}"
+            )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Gist:
+        return replace(self, keys=tuple(map(change, self.keys)), values=tuple(map(change, self.values)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {f"layers.{layer}.key": key for layer, key in enumerate(self.keys)}
+        return named | {f"layers.{layer}.value": value for layer, value in enumerate(self.values)}
+
+    def _metadata(self) -> str:
+        return json.dumps(asdict(self.provenance), sort_keys=True)
+
+
+def _content_hash(tensors: dict[str, Tensor], metadata: str) -> str:
+    parts = [metadata.encode()]
+    for name, tensor in sorted(tensors.items()):
+        parts.append(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        parts.append(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha256(*parts)
+
+
+def _read_metadata(data: bytes, name: str) -> dict[str, str]:
+    """The header's metadata; the header is bounded before it is parsed."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or data[:2] == b"\x80\x04" or data[:2] == b"PK":
+        raise GistFileError(f"{name} is not a gist (pickle, zip or too short); gists are safetensors files")
+    if length > MAX_HEADER_BYTES or length > len(data) - 8:
+        raise GistFileError(f"{name} is not a gist or is cut short: its header claims {length:,} bytes")
+    try:
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise GistFileError(f"{name} is not a gist: its header is not JSON") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise GistFileError(f"{name} is not a gist: its header has no metadata")
+    return metadata

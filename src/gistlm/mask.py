@@ -1,0 +1,95 @@
+"""The gist mask: Mu, Li, Goodman 2023, "Learning to Compress Prompts with Gist Tokens", section 3.
+
+https://arxiv.org/abs/2304.08467. Knows only which part of a sequence each column belongs to: nothing of
+models, text or caches. No other file decides who may see whom.
+
+              key   o   p p p   g g   r r
+    query  o        1   . . .   . .   . .      o  opening: constant template tokens that stay raw (may be none)
+           p        .   1 . .   . .   . .      p  prompt:  causal (it begins with its own copy of the opening)
+           p        .   1 1 .   . .   . .
+           p        .   1 1 1   . .   . .
+           g        .   1 1 1   1 .   . .      g  gist:    the prompt and earlier gist tokens
+           g        .   1 1 1   1 1   . .
+           r        1   . . .   1 1   1 .      r  rest:    opening, gist and earlier rest, never the prompt
+           r        1   . . .   1 1   1 1
+
+    positive control   r sees the prompt and earlier rest, no gist
+    negative control   r sees the opening and earlier rest, neither prompt nor gist
+    encoder            the same without causality, and prompt and gist see each other both ways
+    cross-attention    every decoder token sees what r sees
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+import torch
+from torch import Tensor
+
+
+class Part(IntEnum):
+    """What a column of the sequence is."""
+
+    PAD = 0
+    OPENING = 1
+    PROMPT = 2
+    GIST = 3
+    REST = 4
+
+
+class Condition(StrEnum):
+    """What the rest may see in the prompt's place."""
+
+    GIST = "gist"
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+
+
+_REST_SEES = {
+    Condition.GIST: {Part.OPENING, Part.GIST, Part.REST},
+    Condition.POSITIVE: {Part.PROMPT, Part.REST},
+    Condition.NEGATIVE: {Part.OPENING, Part.REST},
+}
+
+
+def _sees(parts: Tensor, condition: Condition, prompt_sees_gist: bool) -> Tensor:
+    """Who may see whom by part alone: ``parts`` [batch, S] -> bool [batch, S queries, S keys]."""
+    table = torch.zeros(len(Part), len(Part), dtype=torch.bool, device=parts.device)
+    table[Part.OPENING, Part.OPENING] = True
+    table[Part.PROMPT, Part.PROMPT] = True
+    table[Part.PROMPT, Part.GIST] = prompt_sees_gist
+    table[Part.GIST, [Part.PROMPT, Part.GIST]] = True
+    table[Part.REST, sorted(_REST_SEES[condition])] = True
+    return table[parts[:, :, None], parts[:, None, :]]
+
+
+def decoder_mask(
+    parts: Tensor, positions: Tensor, condition: Condition = Condition.GIST, window: int | None = None
+) -> Tensor:
+    """The mask of a decoder-only model.
+
+    parts [batch, S]: one `Part` per column, in the order opening, prompt, gist, rest. positions [batch, S]:
+    used only by a sliding ``window`` (tokens), which hides keys that many positions back or more.
+    Returns bool [batch, S queries, S keys], true where the query may see the key.
+    """
+    column = torch.arange(parts.shape[1], device=parts.device)
+    visible = _sees(parts, condition, prompt_sees_gist=False) & (column[None, :] <= column[:, None])
+    if window is not None:
+        visible &= positions[:, :, None] - positions[:, None, :] < window
+    return visible
+
+
+def encoder_mask(parts: Tensor, condition: Condition = Condition.GIST) -> Tensor:
+    """The mask of a bidirectional encoder: parts [batch, S] -> bool [batch, S queries, S keys]."""
+    return _sees(parts, condition, prompt_sees_gist=True)
+
+
+def cross_attention_mask(parts: Tensor, condition: Condition = Condition.GIST) -> Tensor:
+    """What every decoder token sees of the encoder: parts [batch, S] -> bool [batch, S keys]."""
+    return torch.isin(parts, torch.tensor(sorted(_REST_SEES[condition]), device=parts.device))
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool [batch, Q, K] -> [batch, 1, Q, K] to be added to attention scores: 0 or the dtype's minimum."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,1 @@
+"""Training a gist adapter: data, objectives and the loop."""

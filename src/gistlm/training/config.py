@@ -1,0 +1,133 @@
+"""The options of a training run, read from a YAML recipe; knows nothing of how a run goes.
+
+A recipe is a mapping with the fields of `TrainConfig`; `data` is a list of mappings with the fields of
+`data.DataSource`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gistlm.checkpoint import Recipe
+from gistlm.errors import DataError, InputError
+from gistlm.mask import Condition
+from gistlm.training.data import DataSource
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    base: str
+    """Model to train on: a folder, a hub id, or package:NAME/FILE.gguf."""
+    output: str
+    """Folder for the checkpoint; the run's own state goes to its subfolder `run`."""
+    data: list[DataSource] = field(default_factory=list)
+    """Where the rows come from."""
+    name: str = ""
+    """The checkpoint's name; the base's by default."""
+    recipe: Recipe = Recipe.FROZEN
+    """frozen: adapter on gist tokens, distilled. paper: the model itself, under the gist mask."""
+    condition: Condition = Condition.GIST
+    """paper only: gist, or one of the controls positive and negative."""
+    max_k: int = 16
+    """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this."""
+    fixed_k: int | None = None
+    """Train with this many gist tokens only, as the paper does."""
+    lora_rank: int | None = 32
+    """Rank of the adapter on all linear layers; null (paper only) tunes every weight."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Rows a step and process."""
+    max_tokens: int = 512
+    """Longer rows are left out."""
+    max_rest_tokens: int | None = None
+    """Rows whose input and output are longer than this are left out: they cost most and teach least of the prompt."""
+    learning_rate: float = 3e-4
+    """Peak, after warm-up; then cosine decay to zero."""
+    gist_learning_rate: float = 3e-3
+    """The same for the gist embeddings."""
+    warmup: float = 0.03
+    """Share of the steps."""
+    input_weight: float = 0.0
+    """frozen only: weight of an input token's KL beside an output token's 1."""
+    cross_entropy_weight: float = 0.0
+    """frozen only: weight of the outputs' cross-entropy added to the KL."""
+    validation_rows: int = 64
+    """Rows held out by prompt, measured at every save."""
+    save_every: int = 50
+    """Steps between two saves; a killed run resumes from the last."""
+    seed: int = 0
+    """Of data order, k, and initial weights."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; the base's own by default."""
+    device: str | None = None
+    """The first accelerator by default."""
+    threads: int | None = None
+    """CPU threads; all by default."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_k", "steps", "batch_size", "max_tokens", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.max_rest_tokens is not None and self.max_rest_tokens < 1:
+            raise InputError(f"max_rest_tokens must be 1 or more, got {self.max_rest_tokens}")
+        if self.fixed_k is not None and not 1 <= self.fixed_k <= self.max_k:
+            raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
+        if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
+            raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise InputError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
+        if not self.data:
+            raise InputError("a recipe needs data: a list of mappings with at least a path")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and for telling one run from another."""
+        return {**asdict(self), "recipe": self.recipe.value, "condition": self.condition.value}
+
+
+def read_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Read a recipe; ``overrides`` replace its fields. Raises `DataError` or `InputError` in one sentence."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"there is no recipe at {path}; recipes/ has examples") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"the recipe {path} must be a mapping of options, got {type(values).__name__}")
+    return parse_config({**values, **(overrides or {})}, str(path))
+
+
+def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfig:
+    """Plain values to a checked `TrainConfig`."""
+    _check_keys(values, TrainConfig, name)
+    sources = values.get("data", [])
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        raise DataError(f"{name}: data must be a list of mappings with at least a path")
+    for source in sources:
+        _check_keys(source, DataSource, f"{name}, data")
+    try:
+        return TrainConfig(
+            **{
+                **values,
+                "data": [DataSource(**source) for source in sources],
+                "recipe": Recipe(values.get("recipe", Recipe.FROZEN)),
+                "condition": Condition(values.get("condition", Condition.GIST)),
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _check_keys(values: dict[str, Any], kind: Any, name: str) -> None:
+    allowed = [item.name for item in fields(kind)]
+    unknown = sorted(set(map(str, values)) - set(allowed))
+    if unknown:
+        raise DataError(f"{name} has no option {unknown[0]!r}; the options are {', '.join(allowed)}")

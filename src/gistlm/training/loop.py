@@ -1,0 +1,227 @@
+"""A training run from recipe to checkpoint folder, on transformers' Trainer; knows no loss and no data format.
+
+The run's state lies in `OUTPUT/run`. Started again with the same recipe, a run goes on from its last save and
+sees the same batches, so its losses are those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from gistlm.checkpoint import Checkpoint, Recipe, adapter_weights
+from gistlm.compress import encode_opening
+from gistlm.errors import DataError, InputError
+from gistlm.files import write_atomically
+from gistlm.training.batches import Collator, Examples
+from gistlm.training.config import TrainConfig
+from gistlm.training.data import hold_out, load_sources
+from gistlm.training.objectives import Batch, frozen_loss, paper_loss
+from gistlm.training.validation import Validation
+
+WEIGHTS = "trainable.safetensors"
+
+
+class Objective(nn.Module):
+    """A checkpoint and its recipe's loss as one module, as Trainer wants it."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.options = config
+        self.writer = checkpoint.writer
+        self.gist_embeddings = checkpoint.gist_embeddings
+        self.opening = encode_opening(checkpoint) if config.recipe == Recipe.FROZEN else []
+        self.tokens = 0
+
+    def trainable(self) -> dict[str, Tensor]:
+        """What the run changes, by name."""
+        return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
+
+    def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
+        """The loss of one batch, given the fields of `Batch`."""
+        batch = Batch(**tensors)
+        self.tokens += batch.tokens
+        options = self.options
+        if options.recipe == Recipe.PAPER:
+            return {"loss": paper_loss(self.checkpoint, batch, options.condition)}
+        weights = options.input_weight, options.cross_entropy_weight
+        return {"loss": frozen_loss(self.checkpoint, batch, self.opening, *weights)}
+
+
+class GistTrainer(Trainer):
+    """Trainer that saves and restores only what the run changes, and trains gist embeddings at their own rate."""
+
+    model: Objective
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            options = self.model.options
+            others = [tensor for name, tensor in self.model.trainable().items() if name != "gist_embeddings"]
+            groups = [
+                {"params": others, "lr": options.learning_rate},
+                {"params": [self.model.gist_embeddings], "lr": options.gist_learning_rate},
+            ]
+            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        lengths = (train_dataset or self.train_dataset).lengths()
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.trainable().items()}
+        save_file(tensors, folder / WEIGHTS, {"tokens": str(self.model.tokens)})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        for name, tensor in self.model.trainable().items():
+            tensor.data.copy_(saved[name])
+        with safe_open(Path(resume_from_checkpoint) / WEIGHTS, "pt") as file:
+            self.model.tokens = int(file.metadata()["tokens"])
+
+
+def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
+    """Run a recipe to its end, resuming what an earlier run left. Returns the checkpoint's folder.
+
+    Raises `InputError`, `DataError` or `ModelError`. The finished run's figures are in `OUTPUT/training.json`.
+    """
+    output = Path(config.output)
+    run = output / "run"
+    _check_same_run(config, run)
+    _keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    checkpoint = _create(config)
+    training, validation = _split(config, checkpoint)
+    objective = Objective(checkpoint, config)
+    measure = Validation(checkpoint, validation, config)
+    trainer = GistTrainer(
+        model=objective,
+        args=_arguments(config, run),
+        train_dataset=training,
+        data_collator=Collator(config.max_k, config.fixed_k, config.seed),
+        callbacks=[measure, *(callbacks or [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_save(run))
+    return _finish(config, trainer, measure)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large buffers for reuse: giving them back and faulting them in again costs a fifth of a step."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+        for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 28)):
+            libc.mallopt(option, value)
+
+
+def _create(config: TrainConfig) -> Checkpoint:
+    """The untrained checkpoint, with everything that the recipe trains in float32 and switched on."""
+    made = Checkpoint.create(
+        config.base, recipe=config.recipe, max_k=config.max_k, lora_rank=config.lora_rank, device=config.device,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype), seed=config.seed,
+    )  # fmt: skip
+    made.config = replace(made.config, name=config.name or made.config.name)
+    made.reader.requires_grad_(config.lora_rank is None)
+    for name, tensor in made.writer.named_parameters():
+        if "lora_" in name:
+            tensor.requires_grad_(True)
+    made.gist_embeddings.data = made.gist_embeddings.data.float()
+    made.gist_embeddings.requires_grad_(True)
+    return made
+
+
+def _split(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Examples, Examples]:
+    """Training and validation examples, held apart by prompt."""
+    rows = load_sources(config.data, config.seed)
+    held_out: list[Any] = []
+    if config.validation_rows:
+        rows, held_out = hold_out(rows, config.validation_rows, config.seed)
+    limits = config.max_tokens, config.max_rest_tokens
+    training = Examples(rows, checkpoint.prompts, *limits)
+    if len(training) < config.batch_size:
+        raise DataError(
+            f"only {len(training)} of {len(rows)} rows are short enough, and a batch has "
+            f"{config.batch_size}; raise max_tokens or max_rest_tokens, or give more data"
+        )
+    return training, Examples(held_out, checkpoint.prompts, *limits)
+
+
+def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(run),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(config.warmup * config.steps)),
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        logging_steps=1,
+        save_steps=config.save_every,
+        save_total_limit=2,
+        seed=config.seed,
+        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _check_same_run(config: TrainConfig, run: Path) -> None:
+    """Raise `InputError` when the folder holds a run of another recipe; record this one's."""
+    record = run / "recipe.json"
+    text = json.dumps({name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}, indent=2)
+    if record.exists() and record.read_text(encoding="utf-8") != text:
+        raise InputError(f"{run} holds a run of another recipe; choose another output, or delete that folder")
+    write_atomically(record, text.encode())
+
+
+_MAY_CHANGE = ("threads", "device")
+"""Options that a resumed run may change."""
+
+
+def _last_save(run: Path) -> str | None:
+    """The newest complete save. A save that a kill cut short lacks its last file and is removed."""
+    saves = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    for save in saves:
+        if (save / "trainer_state.json").exists() and (save / WEIGHTS).exists():
+            return str(save)
+        shutil.rmtree(save)
+    return None
+
+
+def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> Path:
+    """Write the checkpoint and the run's figures; returns the folder."""
+    checkpoint = trainer.model.checkpoint
+    figures = {
+        "config": config.to_dict(),
+        "tokens": trainer.model.tokens,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "validation": measure.history,
+        "base_unchanged": config.recipe == Recipe.PAPER or measure.base_unchanged(),
+    }
+    checkpoint.gist_embeddings.data = checkpoint.gist_embeddings.data.to(checkpoint.reader.dtype)
+    for tensor in adapter_weights(checkpoint.writer).values():
+        tensor.data = tensor.data.to(checkpoint.reader.dtype)
+    checkpoint.save_pretrained(config.output)
+    write_atomically(Path(config.output) / "training.json", (json.dumps(figures, indent=1) + "\n").encode())
+    return Path(config.output)

@@ -1,0 +1,88 @@
+"""What holds for every test: no network, no user's files, one thread, fixed seeds; knows no model."""
+
+# ruff: noqa: E402 -- the environment must be set before anything reads it
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+HOME = Path(tempfile.mkdtemp(prefix="gistlm-tests-"))
+os.environ.update(
+    GISTLM_HOME=str(HOME),  # one for the whole run: the default model is converted once
+    HF_HOME=str(HOME / "huggingface"),
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ipaddress
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+hypothesis.settings.register_profile("gistlm", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gistlm")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+class NetworkBlockedError(RuntimeError):
+    """A test tried to leave this machine; no OSError, so that no library takes it for a lost connection."""
+
+
+def _refuse_remote(host: str | bytes | None) -> None:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost"):
+        return
+    try:
+        local = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise NetworkBlockedError(f"a test tried to reach {name!r}; tests may only reach this machine")
+
+
+def _guarded_connect(connect: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if isinstance(address, tuple):  # a Unix socket's address is a path
+            _refuse_remote(address[0])
+        return connect(self, address)
+
+    return guarded
+
+
+def _guarded_lookup(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(host: str | bytes | None, *args: Any, **kwargs: Any) -> Any:
+        _refuse_remote(host)
+        return lookup(host, *args, **kwargs)
+
+    return guarded
+
+
+socket.socket.connect = _guarded_connect(socket.socket.connect)
+socket.socket.connect_ex = _guarded_connect(socket.socket.connect_ex)
+socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def gistlm_home() -> Path:
+    """Where gistlm keeps its files during this test run, shared by all tests."""
+    return HOME
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
