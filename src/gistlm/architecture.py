@@ -47,6 +47,7 @@ class Architecture:
     """Tokens a sliding-attention layer looks back, itself included."""
     context: int
     """Most tokens that one sequence may have."""
+    layers: int
 
     def masks(
         self, parts: Tensor, positions: Tensor, queries: int, dtype: torch.dtype, condition: Condition = Condition.GIST
@@ -76,7 +77,7 @@ def inspect_architecture(model: Any) -> Architecture:
         window = None
     layer_types = frozenset(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
-    found = Architecture(name, TESTED.get(name, "relative"), layer_types, window, context)
+    found = Architecture(name, TESTED.get(name, "relative"), layer_types, window, context, config.num_hidden_layers)
     return found if name in TESTED else _probe(model, found)
 
 

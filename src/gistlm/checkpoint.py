@@ -74,6 +74,8 @@ class Checkpoint:
         self.gist_embeddings = nn.Parameter(gist_embeddings.to(reader.device), requires_grad=False)
         """[max_k, hidden]"""
         self.prompts = prompts
+        self.gist_token_ids: tuple[int, ...] = ()
+        """Gist tokens that the vocabulary contains, never to be emitted; ours lie outside it."""
         self.architecture: Architecture = inspect_architecture(reader)
 
     @property

@@ -1,1 +1,1 @@
-"""x"""
+"""What runs models: one seam (`base`) and the engines behind it, found by name."""

@@ -1,0 +1,209 @@
+"""The seam between those who ask for text and the engines that make it; knows no engine and loads no torch.
+
+An engine implements `compress`, `complete`, `stream`, `score` and `close`; `generate` is built on `complete`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
+
+from gistlm.errors import InputError
+from gistlm.prompt import Input
+
+if TYPE_CHECKING:
+    from gistlm.gist import Gist
+
+ENGINES = {
+    "transformers": "gistlm.engines.transformers:GistModel",
+    "fake": "gistlm.engines.fake:FakeEngine",
+}
+"""name -> module:class, loaded when asked for."""
+
+_T = TypeVar("_T")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments of `generate` and `stream`; see `Sampling`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: str | Sequence[str]
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen and when to stop."""
+
+    max_new_tokens: int = 128
+    """At most this many tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; higher is more varied."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Sample from this many likeliest tokens; 0 is all."""
+    stop: str | Sequence[str] = ()
+    """Strings at which the answer ends; they are not part of it."""
+    seed: int | None = None
+    """Fixes sampling for one call; None continues torch's own generator."""
+
+    def __post_init__(self) -> None:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stops)
+        for name, allowed, fits in (
+            ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
+            ("temperature", "from 0 to 100", 0 <= self.temperature <= 100),
+            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("top_k", "0 or more", self.top_k >= 0),
+            ("stop", "a non-empty string or several", all(isinstance(stop, str) and stop for stop in stops)),
+            ("seed", "a whole number from 0 to 2**63 - 1", self.seed is None or 0 <= self.seed < 1 << 63),
+        ):
+            if not fits:
+                raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One input and what stands before it: a gist, a full prompt, or nothing."""
+
+    input: Input
+    gist: Gist | None = None
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gist is not None and self.prompt is not None:
+            raise InputError("a request has a gist or a prompt, not both; compare them as two requests of one call")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer and what it took."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    fresh_tokens: int
+    """Tokens encoded for this request."""
+    cached_tokens: int
+    """Tokens whose keys and values were at hand: opening and gist."""
+    new_tokens: int
+    """Tokens generated, the ending one included."""
+
+
+class Engine(ABC):
+    """A model that can compress prompts and answer over gists."""
+
+    @abstractmethod
+    def compress(self, prompt: str | Sequence[str], k: int) -> Gist | list[Gist]:
+        """One gist of k tokens, or one per prompt."""
+
+    @abstractmethod
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Answers in the requests' order. Requests with gists, prompts and neither may be mixed."""
+
+    @abstractmethod
+    def stream(
+        self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> Iterator[str]:
+        """Pieces of one answer as they are made."""
+
+    @abstractmethod
+    def score(
+        self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
+        gists: Gist | None | Sequence[Gist | None] = None, *, prompts: str | None | Sequence[str | None] = None,
+    ) -> Any:  # fmt: skip
+        """Log-probability (nats) of every output token, the ending one included: [tokens], or a list of them."""
+
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing
+        """Free what the engine holds."""
+
+    @overload
+    def generate(
+        self, inputs: str, gists: Gist | None = None, *, prompts: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> str: ...
+    @overload
+    def generate(
+        self, inputs: Sequence[Input], gists: Gist | None | Sequence[Gist | None] = None, *,
+        prompts: str | None | Sequence[str | None] = None, **options: Unpack[SamplingOptions],
+    ) -> list[str]: ...  # fmt: skip
+    def generate(
+        self, inputs: Input | Sequence[Input], gists: Gist | None | Sequence[Gist | None] = None, *,
+        prompts: str | None | Sequence[str | None] = None, **options: Unpack[SamplingOptions],
+    ) -> str | list[str]:  # fmt: skip
+        """Answer one input, or several in one batch.
+
+        gists: one for all inputs, or one (or None) per input. prompts: the same for full prompts, the positive
+        control; an input has one or the other. options: see `Sampling`. Raises `InputError`,
+        `GistMismatchError` or `PromptTooLongError`.
+        """
+        requests, single = make_requests(inputs, gists, prompts)
+        answers = [completion.text for completion in self.complete(requests, Sampling(**options))]
+        return answers[0] if single else answers
+
+
+def load_engine(name: str, model: str, **options: Any) -> Engine:
+    """Load an engine of `ENGINES` on a model. Raises `InputError` for an unknown name."""
+    if name not in ENGINES:
+        raise InputError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+    module, _, kind = ENGINES[name].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), kind).from_pretrained(model, **options)
+    return engine
+
+
+def make_requests(
+    inputs: Input | Sequence[Input],
+    gists: Gist | None | Sequence[Gist | None],
+    prompts: str | None | Sequence[str | None],
+) -> tuple[list[Request], bool]:
+    """Pair inputs with gists and prompts; the second value says whether a single input was given.
+
+    A list of messages (mappings) is one input: a conversation.
+    """
+    single = isinstance(inputs, str) or (len(inputs) > 0 and isinstance(inputs[0], dict))
+    every: list[Any] = [inputs] if single else list(inputs)
+    pairs = zip(every, one_each(gists, len(every), "gists"), one_each(prompts, len(every), "prompts"), strict=True)
+    return [Request(each, gist, prompt) for each, gist, prompt in pairs], single
+
+
+def one_each(values: _T | Sequence[_T], count: int, what: str) -> list[_T]:
+    """A value for each of ``count`` inputs: the single one given, or the list itself."""
+    if not isinstance(values, (list, tuple)):
+        return [values] * count  # type: ignore[list-item]
+    if len(values) != count:
+        raise InputError(f"{what} must be one for all inputs or one per input: {len(values)} given for {count} inputs")
+    return list(values)
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def hold_back(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """Pass pieces on, but never a part of a stop string: what may begin one waits for the next piece."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece
+        cut = cut_at_stop(waiting, stops)
+        if len(cut) < len(waiting):
+            if cut:
+                yield cut
+            return
+        safe = len(waiting) - max((_overlap(waiting, stop) for stop in stops), default=0)
+        if safe:
+            yield waiting[:safe]
+            waiting = waiting[safe:]
+    if waiting:
+        yield waiting
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest beginning of ``stop`` with which ``text`` ends."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
