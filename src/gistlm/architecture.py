@@ -59,7 +59,9 @@ class Architecture:
         """
         by_type = {
             kind: additive(
-                decoder_mask(parts, positions, condition, self.window if kind == "sliding_attention" else None)[:, -queries:],
+                decoder_mask(parts, positions, condition, self.window if kind == "sliding_attention" else None)[
+                    :, -queries:
+                ],
                 dtype,
             )
             for kind in self.layer_types
@@ -75,7 +77,9 @@ def inspect_architecture(model: Any) -> Architecture:
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None
-    layer_types = frozenset(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    layer_types = frozenset(
+        getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    )
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
     found = Architecture(name, TESTED.get(name, "relative"), layer_types, window, context, config.num_hidden_layers)
     return found if name in TESTED else _probe(model, found)
@@ -115,7 +119,8 @@ def _probe(model: Any, guess: Architecture) -> Architecture:
         error = _three_passes_against_one(model, found)
     except Exception as problem:
         raise UnsupportedModelError(
-            f"the architecture {guess.name!r} cannot be gisted: a trial run failed with {type(problem).__name__}: {problem}"
+            f"the architecture {guess.name!r} cannot be gisted: a trial run failed with "
+            f"{type(problem).__name__}: {problem}"
         ) from problem
     if not error < tolerance:
         raise UnsupportedModelError(
@@ -130,12 +135,15 @@ _TRIAL = (7, 2, 5)
 
 
 def _trial_ids(model: Any) -> Tensor:
-    return torch.arange(3, 3 + sum(_TRIAL), device=model.device)[None] % model.config.get_text_config().vocab_size
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return torch.arange(3, 3 + sum(_TRIAL), device=model.device)[None] % vocabulary
 
 
 def _logits(model: Any, first: int) -> Tensor:
     ids = _trial_ids(model)
-    return model(ids, position_ids=torch.arange(first, first + ids.shape[1], device=ids.device)[None]).logits
+    positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+    logits: Tensor = model(ids, position_ids=positions).logits
+    return logits
 
 
 def _three_passes_against_one(model: Any, architecture: Architecture) -> float:
@@ -150,7 +158,7 @@ def _three_passes_against_one(model: Any, architecture: Architecture) -> float:
 
     cache = DynamicCache()
     model(ids[:, : n + k], position_ids=positions[:, : n + k], past_key_values=cache)
-    gist = DynamicCache([(layer.keys[:, :, n:], layer.values[:, :, n:]) for layer in cache.layers])
+    gist = DynamicCache([(keys[:, :, n:], values[:, :, n:]) for keys, values, _ in cache])
     masks = architecture.masks(parts[:, n:], positions[:, n:], r, model.dtype)
     three = model(
         ids[:, n + k :], attention_mask=masks, position_ids=positions[:, n + k :], past_key_values=gist

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | str | None) ->
         config = AutoConfig.from_pretrained(folder)
         if config.is_encoder_decoder:
             raise UnsupportedModelError(
-                f"{name} is an encoder-decoder model ({config.model_type}); only decoder-only models can be gisted so far"
+                f"{name} is an encoder-decoder model ({config.model_type}); "
+                f"only decoder-only models can be gisted so far"
             )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", attn_implementation="sdpa")
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -51,7 +53,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def fingerprint_weights(tensors: dict[str, Tensor]) -> str:
+def fingerprint_weights(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes and 64 spread samples of every tensor, read as bfloat16.
 
     It tells models apart, in any dtype and in milliseconds; it is no defence against an attacker.
@@ -74,7 +76,9 @@ def _explain(name: str, error: Exception) -> ModelError:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).exists():
-        return ModelNotFoundError(f"there is no model at {name}; give a folder, a hub id, or a name from: gistlm models")
+        return ModelNotFoundError(
+            f"there is no model at {name}; give a folder, a hub id, or a name from: gistlm models"
+        )
     if not Path(name).exists() and isinstance(error, OSError):
         return ModelNotFoundError(
             f"cannot find the model {name}: it is no folder here and the hub did not give it; "

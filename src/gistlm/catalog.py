@@ -38,9 +38,11 @@ def load_checkpoint(
 
 def _download(name: str) -> Path:
     """A hub repository's folder; whatever is wrong with the name is one sentence."""
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or os.sep != "/" and os.sep in name
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or (os.sep != "/" and os.sep in name)
     if looks_local:
-        raise ModelNotFoundError(f"there is no checkpoint {name!r}: no such folder, and the shipped ones are {_known()}")
+        raise ModelNotFoundError(
+            f"there is no checkpoint {name!r}: no such folder, and the shipped ones are {_known()}"
+        )
     from huggingface_hub import snapshot_download
 
     try:

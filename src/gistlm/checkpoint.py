@@ -64,13 +64,14 @@ class Checkpoint:
         self,
         config: CheckpointConfig,
         reader: PreTrainedModel,
-        writer: nn.Module,
+        writer: Any,
         gist_embeddings: Tensor,
         prompts: PromptTokenizer,
     ) -> None:
         self.config = config
         self.reader = reader
-        self.writer = writer
+        self.writer: Any = writer
+        """A `PeftModel`, or the reader itself."""
         self.gist_embeddings = nn.Parameter(gist_embeddings.to(reader.device), requires_grad=False)
         """[max_k, hidden]"""
         self.prompts = prompts
@@ -97,7 +98,8 @@ class Checkpoint:
     def writer_decoder(self) -> nn.Module:
         """The writer without its language-model head."""
         model = self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
-        return model.get_decoder()  # type: ignore[no-any-return, operator]
+        decoder: nn.Module = model.get_decoder()
+        return decoder
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,18 +144,20 @@ class Checkpoint:
         where = base or (str(folder) if config.base == "." else config.base)
         reader, tokenizer = load_base(where, device, dtype)
         if base is None and fingerprint_weights(dict(reader.named_parameters())) != config.base_fingerprint:
-            raise ModelError(f"{where} has other weights than the base that {folder} was trained on; name one with base=")
+            raise ModelError(
+                f"{where} has other weights than the base that {folder} was trained on; name one with base="
+            )
         try:
             embeddings = load_file(folder / EMBEDDINGS)["gist_embeddings"].to(reader.dtype)
         except (OSError, SafetensorError, KeyError) as error:
             raise ModelError(f"{folder} has no usable {EMBEDDINGS}: {error}") from error
-        if embeddings.dim() != 2 or embeddings.shape[1] != reader.get_input_embeddings().weight.shape[1]:
+        if embeddings.dim() != 2 or embeddings.shape[1] != embedding_weight(reader).shape[1]:
             raise ModelError(f"{folder}/{EMBEDDINGS} is {[*embeddings.shape]}, which does not fit {where}")
-        writer: nn.Module = reader
+        writer: Any = reader
         if (folder / ADAPTER).exists():
             writer = _load_adapter(reader, folder, share=config.recipe == Recipe.FROZEN)
             if config.recipe == Recipe.PAPER:
-                reader = writer = writer.merge_and_unload().eval()  # type: ignore[operator]
+                reader = writer = writer.merge_and_unload().eval()
         return cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format))
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:
@@ -162,7 +166,7 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         config = asdict(self.config)
         if self.writer is not self.reader:
-            self.writer.save_pretrained(folder)  # type: ignore[operator]
+            self.writer.save_pretrained(folder)
             (folder / "README.md").unlink(missing_ok=True)
         elif self.config.recipe == Recipe.PAPER:
             config["base"] = "."
@@ -192,9 +196,16 @@ def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:
 
 def initial_embeddings(reader: PreTrainedModel, k: int, seed: int) -> Tensor:
     """[k, hidden]: drawn with the mean and spread of the vocabulary's embeddings."""
-    weight = reader.get_input_embeddings().weight.detach().float()
+    weight = embedding_weight(reader).float()
     noise = torch.randn(k, weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight.device)
     return (weight.mean(0) + noise * weight.std(0)).to(reader.dtype)
+
+
+def embedding_weight(reader: PreTrainedModel) -> Tensor:
+    """[vocabulary, hidden]: the input embeddings."""
+    weight = reader.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -208,7 +219,10 @@ def _load_adapter(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.M
 
     try:
         writer = PeftModel.from_pretrained(
-            _twin(reader) if share else reader, str(folder), autocast_adapter_dtype=False, torch_device=str(reader.device)
+            _twin(reader) if share else reader,
+            str(folder),
+            autocast_adapter_dtype=False,
+            torch_device=str(reader.device),
         )
     except Exception as error:  # peft raises many kinds; each means that the adapter does not fit
         raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error

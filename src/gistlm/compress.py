@@ -86,7 +86,7 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Enco
 
 
 def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
-    """Run k gist tokens over encoded prompts; returns the gist tokens' keys and values [batch, kv_heads, k, head_dim]."""
+    """Run k gist tokens over encoded prompts; returns theirs: [batch, kv_heads, k, head_dim]."""
     batch = encoded.parts.shape[0]
     positions = encoded.gist_start[:, None] + torch.arange(k, device=encoded.parts.device)
     gist_parts = torch.full((batch, k), int(Part.GIST), device=encoded.parts.device)
@@ -153,7 +153,7 @@ def column_mask(parts: Tensor) -> Tensor | None:
 
 def key_values_of(cache: DynamicCache) -> KeyValues:
     """A cache's tensors by layer."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(keys, values) for keys, values, _ in cache]
 
 
 def _gist(checkpoint: Checkpoint, key_values: KeyValues, row: int, encoded: Encoded, ids: list[int]) -> Gist:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import re
+import secrets
+import time
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.gistlm-[0-9a-f]{16}\.tmp")
 
 
 def home() -> Path:
@@ -16,18 +20,28 @@ def home() -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` so that a reader, or a kill, finds the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.parent / f".gistlm-{secrets.token_hex(8)}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path, seconds: float = 3600) -> None:
+    """Delete the temporary files of writers that were killed: those in ``folder`` older than ``seconds``."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            try:
+                if time.time() - path.lstat().st_mtime > seconds:
+                    path.unlink()
+            except FileNotFoundError:  # its writer has finished, or another process was quicker
+                continue
 
 
 def sha256(*parts: bytes) -> str:
@@ -37,12 +51,6 @@ def sha256(*parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ a bounded JSON header; its content hash covers every byte that matters, so a dam
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ FORMAT = "gistlm.gist"
 VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30
+MAX_POSITION = 1 << 31
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -51,8 +53,8 @@ class GistInfo:
             kind = int if field.name in ("prompt_tokens", "start") else str
             if type(getattr(self, field.name)) is not kind:
                 raise GistFileError(f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}")
-        if self.prompt_tokens < 0 or self.start < 0:
-            raise GistFileError("a gist's prompt_tokens and start cannot be negative")
+        if not (0 <= self.prompt_tokens < MAX_POSITION and 0 <= self.start < MAX_POSITION):
+            raise GistFileError(f"a gist's prompt_tokens and start are from 0 to {MAX_POSITION - 1:,}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class Gist:
                 raise GistFileError(f"a gist's layers must be [kv_heads, k, head_dim], got {[*key.shape]} and {[*value.shape]}")
             if key.dtype != self.dtype or value.dtype != self.dtype:
                 raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
-        if self.k < 1 or self.dtype not in DTYPES.values():
+        if not all(tensor.numel() for tensor in (*self.keys, *self.values)) or self.dtype not in DTYPES.values():
             raise GistFileError(f"a gist holds one token or more in {', '.join(DTYPES)}, got {self.k} in {self.dtype}")
 
     @property
@@ -103,7 +105,7 @@ class Gist:
         """The first j gist tokens, which are themselves a gist of size j: they never saw the later ones."""
         if not 1 <= j <= self.k:
             raise InputError(f"cannot shorten a gist of {self.k} tokens to {j}; give a number from 1 to {self.k}")
-        return self._map(lambda tensor: tensor[:, :j].contiguous())
+        return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
 
     def to(self, target: torch.dtype | torch.device | str) -> Gist:
         """The same gist in another dtype or on another device."""
@@ -131,8 +133,8 @@ class Gist:
         path = Path(path)
         try:
             write_atomically(path, self.to_bytes())
-        except OSError as error:
-            raise GistFileError(f"cannot write the gist to {path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise GistFileError(f"cannot write the gist to {path}: {_reason(error)}") from error
         return path
 
     @classmethod
@@ -140,19 +142,27 @@ class Gist:
         """Read a gist. Raises `GistFileError` for anything that is not a whole gist of this version."""
         path = Path(path)
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise GistFileError(f"{path} has {path.stat().st_size:,} bytes; a gist has at most {MAX_FILE_BYTES:,}")
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise GistFileError(f"{path} is not a file; give the path of a .gist file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise GistFileError(f"{path} has {status.st_size:,} bytes; a gist has at most {MAX_FILE_BYTES:,}")
             data = path.read_bytes()
         except FileNotFoundError:
             raise GistFileError(f"there is no gist at {path}; make one with: gistlm compress PROMPT.txt -o {path}") from None
-        except OSError as error:
-            raise GistFileError(f"cannot read the gist at {path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise GistFileError(f"cannot read the gist at {path}: {_reason(error)}") from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:
         """The file's content."""
         metadata = {"format": FORMAT, "version": str(VERSION), "gist": self._metadata(), "sha256": self.id}
-        return save_tensors({name: tensor.contiguous() for name, tensor in self._tensors().items()}, metadata)
+        # copies, because safetensors refuses tensors that share memory
+        tensors = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self._tensors().items()
+        }
+        return save_tensors(tensors, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the data") -> Gist:
@@ -168,11 +178,13 @@ class Gist:
             layers = range(len(tensors) // 2)
             keys = tuple(tensors.pop(f"layers.{layer}.key") for layer in layers)
             values = tuple(tensors.pop(f"layers.{layer}.value") for layer in layers)
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            if tensors:
+                raise GistFileError(f"it holds tensors that no gist has: {sorted(tensors)[:3]}")
+            gist = cls(keys, values, provenance)
+        except KeyError as error:
+            raise GistFileError(f"{name} is a damaged gist: it has no {error}") from error
+        except (GistFileError, SafetensorError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise GistFileError(f"{name} is a damaged gist: {error}") from error
-        if tensors:
-            raise GistFileError(f"{name} holds tensors that no gist has: {sorted(tensors)[:3]}")
-        gist = cls(keys, values, provenance)
         if gist.id != metadata.get("sha256"):
             raise GistFileError(f"{name} is damaged: its content does not match its hash")
         return gist
@@ -202,6 +214,10 @@ class Gist:
         return json.dumps(asdict(self.provenance), sort_keys=True)
 
 
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _content_hash(tensors: dict[str, Tensor], metadata: str) -> str:
     parts = [metadata.encode()]
     for name, tensor in sorted(tensors.items()):
@@ -213,8 +229,10 @@ def _content_hash(tensors: dict[str, Tensor], metadata: str) -> str:
 def _read_metadata(data: bytes, name: str) -> dict[str, str]:
     """The header's metadata; the header is bounded before it is parsed."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or data[:2] == b"\x80\x04" or data[:2] == b"PK":
-        raise GistFileError(f"{name} is not a gist (pickle, zip or too short); gists are safetensors files")
+    if len(data) < 8:
+        raise GistFileError(f"{name} is not a gist: it has only {len(data)} bytes")
+    if length > MAX_HEADER_BYTES and data.startswith((b"\x80", b"PK\x03\x04")):
+        raise GistFileError(f"{name} is a pickle or a zip, which gistlm never opens; gists are safetensors files")
     if length > MAX_HEADER_BYTES or length > len(data) - 8:
         raise GistFileError(f"{name} is not a gist or is cut short: its header claims {length:,} bytes")
     try:

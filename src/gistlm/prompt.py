@@ -86,7 +86,12 @@ def chat_format(tokenizer: Any) -> PromptFormat:
     A template that has no system role takes the prompt at the head of the first user message.
     Raises `ModelError` when the template cannot be taken apart.
     """
-    prompt, first, answer, second = ("\u2983prompt\u2984", "\u2983first\u2984", "\u2983answer\u2984", "\u2983second\u2984")
+    prompt, first, answer, second = (
+        "\u2983prompt\u2984",
+        "\u2983first\u2984",
+        "\u2983answer\u2984",
+        "\u2983second\u2984",
+    )
     tail = [_message("assistant", answer), _message("user", second)]
     layouts = [
         [_message("system", prompt), _message("user", first), *tail],
@@ -153,7 +158,9 @@ class PromptTokenizer:
 
     def plain_ids(self, text: str) -> list[int]:
         """Text as it stands, with no template and no special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if text else []
+        return (
+            list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if text else []
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids back to text, special tokens left out."""

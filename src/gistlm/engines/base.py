@@ -9,7 +9,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from gistlm.errors import InputError
 from gistlm.prompt import Input
@@ -22,8 +22,6 @@ ENGINES = {
     "fake": "gistlm.engines.fake:FakeEngine",
 }
 """name -> module:class, loaded when asked for."""
-
-_T = TypeVar("_T")
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -116,7 +114,7 @@ class Engine(ABC):
     @abstractmethod
     def score(
         self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
-        gists: Gist | None | Sequence[Gist | None] = None, *, prompts: str | None | Sequence[str | None] = None,
+        gists: Gist | Sequence[Gist | None] | None = None, *, prompts: str | Sequence[str | None] | None = None,
     ) -> Any:  # fmt: skip
         """Log-probability (nats) of every output token, the ending one included: [tokens], or a list of them."""
 
@@ -124,17 +122,17 @@ class Engine(ABC):
         """Free what the engine holds."""
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]
         self, inputs: str, gists: Gist | None = None, *, prompts: str | None = None, **options: Unpack[SamplingOptions]
     ) -> str: ...
     @overload
     def generate(
-        self, inputs: Sequence[Input], gists: Gist | None | Sequence[Gist | None] = None, *,
-        prompts: str | None | Sequence[str | None] = None, **options: Unpack[SamplingOptions],
+        self, inputs: Sequence[Input], gists: Gist | Sequence[Gist | None] | None = None, *,
+        prompts: str | Sequence[str | None] | None = None, **options: Unpack[SamplingOptions],
     ) -> list[str]: ...  # fmt: skip
     def generate(
-        self, inputs: Input | Sequence[Input], gists: Gist | None | Sequence[Gist | None] = None, *,
-        prompts: str | None | Sequence[str | None] = None, **options: Unpack[SamplingOptions],
+        self, inputs: Input | Sequence[Input], gists: Gist | Sequence[Gist | None] | None = None, *,
+        prompts: str | Sequence[str | None] | None = None, **options: Unpack[SamplingOptions],
     ) -> str | list[str]:  # fmt: skip
         """Answer one input, or several in one batch.
 
@@ -158,8 +156,8 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
 
 def make_requests(
     inputs: Input | Sequence[Input],
-    gists: Gist | None | Sequence[Gist | None],
-    prompts: str | None | Sequence[str | None],
+    gists: Gist | Sequence[Gist | None] | None,
+    prompts: str | Sequence[str | None] | None,
 ) -> tuple[list[Request], bool]:
     """Pair inputs with gists and prompts; the second value says whether a single input was given.
 
@@ -171,10 +169,10 @@ def make_requests(
     return [Request(each, gist, prompt) for each, gist, prompt in pairs], single
 
 
-def one_each(values: _T | Sequence[_T], count: int, what: str) -> list[_T]:
+def one_each(values: Any, count: int, what: str) -> list[Any]:
     """A value for each of ``count`` inputs: the single one given, or the list itself."""
     if not isinstance(values, (list, tuple)):
-        return [values] * count  # type: ignore[list-item]
+        return [values] * count
     if len(values) != count:
         raise InputError(f"{what} must be one for all inputs or one per input: {len(values)} given for {count} inputs")
     return list(values)

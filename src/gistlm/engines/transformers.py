@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ class GistModel(Engine):
         return self.checkpoint.max_k
 
     @overload
-    def compress(self, prompt: str, k: int = 4) -> Gist: ...
+    def compress(self, prompt: str, k: int = 4) -> Gist: ...  # type: ignore[overload-overlap]
     @overload
     def compress(self, prompt: Sequence[str], k: int = 4) -> list[Gist]: ...
     def compress(self, prompt: str | Sequence[str], k: int = 4) -> Gist | list[Gist]:
@@ -131,7 +131,7 @@ class GistModel(Engine):
 
     def score(
         self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
-        gists: Gist | None | Sequence[Gist | None] = None, *, prompts: str | None | Sequence[str | None] = None,
+        gists: Gist | Sequence[Gist | None] | None = None, *, prompts: str | Sequence[str | None] | None = None,
     ) -> Tensor | list[Tensor]:  # fmt: skip
         """Log-probability (nats) of every output token, the ending one included.
 
@@ -151,9 +151,7 @@ class GistModel(Engine):
     def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         return (items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size))
 
-    def _prepare(
-        self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None
-    ) -> _Prepared:
+    def _prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> _Prepared:
         """Lay requests out; ``outputs`` are token ids to append, ``room`` the tokens still to come."""
         for request in requests:
             if request.gist is not None:
@@ -192,11 +190,13 @@ class GistModel(Engine):
             positions[row, begin:] = torch.tensor([*range(h), *range(gist.provenance.start, gist.end)])
             starts[row] = gist.end
         layers = range(self.checkpoint.architecture.layers if width else 0)
-        cached = [(self._cached_layer(gists, layer, 0, width), self._cached_layer(gists, layer, 1, width)) for layer in layers]
+        cached = [
+            (self._cached_layer(gists, layer, 0, width), self._cached_layer(gists, layer, 1, width)) for layer in layers
+        ]
         return cached, parts, positions, starts
 
     def _cached_layer(self, gists: Sequence[Gist | None], layer: int, side: int, width: int) -> Tensor:
-        """One layer's keys (side 0) or values (1) of all rows: [batch, heads, width, head_dim], zeros where nothing is."""
+        """One layer's keys (side 0) or values (1): [batch, kv_heads, width, head_dim], zero where nothing is."""
         opening = self._opening[layer][side][0] if self._opening else None
         known = [(gist.keys, gist.values)[side][layer].to(self.device) for gist in gists if gist is not None]
         rows, tensors = [], iter(known)
@@ -256,7 +256,7 @@ class GistModel(Engine):
     @property
     def _ending_ids(self) -> list[int]:
         """Tokens that end an answer: the format's, then the model's own."""
-        own = self.checkpoint.reader.generation_config.eos_token_id  # type: ignore[union-attr]
+        own = self.checkpoint.reader.generation_config.eos_token_id
         own = own if isinstance(own, list) else [] if own is None else [own]
         return list(dict.fromkeys(self.checkpoint.prompts.output_end_ids[:1] + own))
 
@@ -265,8 +265,8 @@ class GistModel(Engine):
         ids = ids[: ends[0] + 1] if ends else ids
         whole = self.checkpoint.prompts.decode(ids)
         text = cut_at_stop(whole, sampling.stop)
-        reason = "stop" if ends or len(text) < len(whole) else "length"
-        return Completion(text, reason, fresh, cached, len(ids))  # type: ignore[arg-type]
+        reason: Literal["stop", "length"] = "stop" if ends or len(text) < len(whole) else "length"
+        return Completion(text, reason, fresh, cached, len(ids))
 
     def _stream(self, prepared: _Prepared, sampling: Sampling) -> Iterator[str]:
         """Generate in a thread; a consumer that stops listening stops the generation."""
@@ -305,13 +305,14 @@ class GistModel(Engine):
         width = prepared.tokens.shape[1]
         masks = self.checkpoint.architecture.masks(prepared.parts, prepared.positions, width, self.dtype)
         with torch.no_grad():
-            return self.checkpoint.reader(  # type: ignore[no-any-return]
+            logits: Tensor = self.checkpoint.reader(
                 prepared.tokens,
                 attention_mask=masks,
                 position_ids=prepared.positions[:, -width:],
                 past_key_values=DynamicCache(prepared.cached),
                 logits_to_keep=torch.arange(width - last - 1, width - 1, device=self.device),
             ).logits
+        return logits
 
 
 class _Stopped(StoppingCriteria):

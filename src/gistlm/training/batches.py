@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from gistlm.compress import left_pad
 from gistlm.mask import Part
 from gistlm.prompt import PromptTokenizer
-from gistlm.training.data import Row
 from gistlm.training.objectives import Batch
+from gistlm.training.rows import Row
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
 
 
 class Collator:
-    """Items to the fields of one `Batch`, whose k depends on the seed and the items alone, so that a resumed run draws the same."""
+    """Items to the fields of one `Batch`.
+
+    Each row's k is drawn from the seed and the batch's items alone, so that a resumed run draws the same.
+    """
 
     def __init__(self, max_k: int, fixed_k: int | None, seed: int) -> None:
         self.choices = [fixed_k] if fixed_k else [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k] + [max_k]

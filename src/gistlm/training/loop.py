@@ -79,8 +79,9 @@ class GistTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        lengths = (train_dataset or self.train_dataset).lengths()
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+        examples = self.train_dataset
+        assert isinstance(examples, Examples)
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=examples.lengths())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

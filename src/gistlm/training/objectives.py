@@ -113,13 +113,14 @@ def one_pass_logits(checkpoint: Checkpoint, batch: Batch, condition: Condition, 
     gist = checkpoint.gist_embeddings[:k].to(checkpoint.reader.dtype).expand(rows, -1, -1)
     parts, positions = _layout(checkpoint, batch, k, condition)
     masks = checkpoint.architecture.masks(parts, positions, parts.shape[1], checkpoint.reader.dtype, condition)
-    return checkpoint.reader(
+    logits: Tensor = checkpoint.reader(
         inputs_embeds=torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1),
         attention_mask=masks,
         position_ids=positions,
         use_cache=False,
         logits_to_keep=_predictors(parts.shape[1], last, parts.device),
-    ).logits  # type: ignore[no-any-return]
+    ).logits
+    return logits
 
 
 def rest_logits(
@@ -138,14 +139,15 @@ def rest_logits(
     masks = checkpoint.architecture.masks(
         parts[:, without_prompt], positions[:, without_prompt], width, checkpoint.reader.dtype, condition
     )
-    return checkpoint.reader(
+    logits: Tensor = checkpoint.reader(
         batch.rests,
         attention_mask=masks,
         position_ids=positions[:, -width:],
         past_key_values=DynamicCache(join_key_values(repeat_key_values(opening, rows), gist or [])),
         use_cache=True,
         logits_to_keep=_predictors(width, last, parts.device),
-    ).logits  # type: ignore[no-any-return]
+    ).logits
+    return logits
 
 
 def _predictors(width: int, last: int, device: torch.device) -> Tensor:
@@ -185,7 +187,7 @@ def _layout(checkpoint: Checkpoint, batch: Batch, k: int, condition: Condition) 
 
 
 def divergence(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of KL(teacher || student) over tokens; logits [batch, M, vocabulary], weights [batch, M]; in nats."""
+    """Weighted mean of KL(teacher || student), nats; logits [batch, M, vocabulary], weights [batch, M]."""
     teacher, student = (F.log_softmax(logits[weights > 0].float(), dim=-1) for logits in (teacher, student))
     per_token = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
     return (per_token * weights[weights > 0]).sum() / weights.sum()

@@ -84,7 +84,9 @@ def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[s
 def hash_weights(checkpoint: Checkpoint) -> str:
     """Every byte of the reader's weights, the adapter's left out."""
     base = {name: tensor for name, tensor in checkpoint.reader.named_parameters() if "lora_" not in name}
-    whole = (tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in sorted(base.items()))
+    whole = (
+        tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in sorted(base.items())
+    )
     return sha256(fingerprint_weights(base).encode(), *whole)
 
 

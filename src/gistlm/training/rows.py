@@ -1,0 +1,263 @@
+"""Read training and evaluation rows from files and datasets; knows nothing of recipes, tokenizers or torch.
+
+A record is recognised by its keys (a key whose value is null counts as absent), in this order:
+
+    messages | conversations        a chat: role and content, or from and value (see `_chat_rows`)
+    instruction, instances          a self-instruct seed task: one row for each instance of input and output
+    prompt, [input,] output         the row itself
+    instruction, [input,] output    Alpaca and T0: the instruction is the prompt
+
+Texts are kept as they are, but for the ``<|endoftext|>`` that ends T0's outputs. Records without an output
+teach and test nothing and are dropped, as are those without a prompt unless `split_long_inputs` makes one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import logging
+import os
+import random
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+from gistlm.errors import DataError, InputError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 512 * 2**20
+MIN_SPLIT_CHARS = 200
+SPLIT_RANGE = (0.3, 0.8)
+
+_END_OF_TEXT = "<|endoftext|>"
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+_ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}
+_ROLES |= {"assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+_BOUNDARIES = tuple(  # from the best place to cut a text to the least; group 1 is the separator
+    re.compile(pattern)
+    for pattern in (
+        r"(\r?\n(?:[ \t]*\r?\n)+)",
+        r"(\r?\n)",
+        r"(?:[.!?][\"'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f][\u201d\u2019\u300d\u300f\uff09]*)(\s*)",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example: the prompt is what gets compressed, the input follows it, the output is the answer."""
+
+    prompt: str
+    input: str
+    output: str
+
+
+def read_rows(source: str, *, limit: int | None = None, split_long_inputs: bool = False, seed: int = 0) -> list[Row]:
+    """The first `limit` rows (or all) of a file, a folder or a datasets id, in their order.
+
+    Raises DataError when the source cannot be read or holds no usable row, and MissingDependencyError when an
+    hf: source or a folder is named and the package datasets is not installed.
+    """
+    check_count("limit", limit)
+    rows = list(islice(_usable(_parse(source), split_long_inputs, seed), limit))
+    if not rows:
+        raise DataError(
+            f"{source} is empty or has no usable row; a row needs an output and a prompt, "
+            f"or with split_long_inputs an input of at least {MIN_SPLIT_CHARS} characters"
+        )
+    return rows
+
+
+def split_text(text: str, rng: random.Random) -> tuple[str, str, str] | None:
+    """Cut a text into head, separator and tail, which join to it; None when there is no good place.
+
+    The cut is at a paragraph's end, else a line's, else a sentence's: within SPLIT_RANGE, a fraction of the
+    characters, the one nearest to a fraction drawn from it. A text under MIN_SPLIT_CHARS is not cut.
+    """
+    if len(text) < MIN_SPLIT_CHARS:
+        return None
+    low, high = (fraction * len(text) for fraction in SPLIT_RANGE)
+    target = rng.uniform(low, high)
+    for pattern in _BOUNDARIES:
+        cuts = [match.span(1) for match in pattern.finditer(text)]
+        cuts = [(a, b) for a, b in cuts if low <= a <= high and text[:a].strip() and text[b:].strip()]
+        if cuts:
+            start, end = min(cuts, key=lambda cut: abs(cut[0] - target))
+            return text[:start], text[start:end], text[end:]
+    return None
+
+
+def check_count(what: str, value: int | None) -> None:
+    """Raise `InputError` unless the value is None or a whole number of at least 1."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InputError(f"{what} is {value!r}; give a whole number of at least 1, or leave it out")
+
+
+def _usable(rows: Iterable[Row], split_long_inputs: bool, seed: int) -> Iterator[Row]:
+    """The rows with a prompt and an output, the prompt cut from the input where that is asked for."""
+    dropped = 0
+    for row in rows:
+        prompt, rest, output = row.prompt, row.input, row.output.removesuffix(_END_OF_TEXT)
+        if split_long_inputs and not prompt.strip():
+            prompt, _, rest = split_text(rest, random.Random(f"{seed}:{rest}")) or ("", "", rest)
+        if prompt.strip() and output.strip():
+            yield Row(prompt, rest, output)
+        else:
+            dropped += 1
+    if dropped:
+        logger.info("%d rows dropped: no prompt or no output", dropped)
+
+
+def _parse(source: str) -> Iterator[Row]:
+    """Every row of the source, usable or not."""
+    if source.startswith("hf:") or os.path.isdir(source):
+        records = _from_datasets(source.removeprefix("hf:"))
+    elif source.endswith(_SUFFIXES) and os.path.exists(source):
+        records = _from_file(Path(source))
+    else:
+        fault = "is not a kind of file that can be read" if os.path.exists(source) else "does not exist"
+        raise DataError(f"the data {source} {fault}; give a {', '.join(_SUFFIXES)} file or hf:owner/name")
+    for where, record in records:
+        yield from _rows_of(record, where)
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, object]]:
+    """(place for messages, record) of each record of a JSON or JSON lines file, compressed or not."""
+    by_line = path.name.removesuffix(".gz").endswith(".jsonl")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from (_json_lines if by_line else _json_list)(cast(IO[bytes], file), path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); check that it is whole and readable") from error
+
+
+def _json_lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, object]]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"{path}:{number} is over {MAX_LINE_BYTES // 2**20} MB; put one row on each line")
+        if line.strip():
+            yield f"{path}:{number}", _decode(line.rstrip(), path, number)
+
+
+def _json_list(file: IO[bytes], path: Path) -> Iterator[tuple[str, object]]:
+    content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise DataError(f"{path} is over {MAX_JSON_BYTES // 2**20} MB; write it as .jsonl, one row a line")
+    records = _decode(content, path, 1) if content.strip() else []
+    if not isinstance(records, list):
+        raise DataError(f"{path} holds a JSON {_kind(records)}; give a list of rows, or name it .jsonl")
+    yield from ((f"{path}, row {number}", record) for number, record in enumerate(records, 1))
+
+
+def _decode(content: bytes, path: Path, first_line: int) -> object:
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = first_line + content.count(b"\n", 0, error.start)
+        raise DataError(f"{path}:{line} is not UTF-8 text; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise DataError(f"{path}:{line} is not valid JSON ({error.msg}); correct it or remove it") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{first_line} is JSON that cannot be read ({error}); correct it") from error
+
+
+def _from_datasets(name: str) -> Iterator[tuple[str, object]]:
+    """(place for messages, record) of each record of ``name[:split]``, a dataset's id or a local folder."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        install = "pip install 'gistlm[data]'"
+        raise MissingDependencyError("datasets", "reading a dataset by id", install) from error
+    split = "train"
+    if ":" in name and not os.path.isdir(name):
+        name, split = name.split(":", 1)
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except Exception as error:  # datasets, huggingface_hub, pyarrow and fsspec each raise their own
+        cause = error.__cause__ or error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise DataError(
+            f"the dataset {name!r} (split {split!r}) cannot be loaded ({reason}); "
+            f"check its id, its split and the connection, or give a local file"
+        ) from error
+    yield from ((f"{name}, row {number}", record) for number, record in enumerate(dataset, 1))
+
+
+def _rows_of(record: object, where: str) -> list[Row]:
+    """The rows one record holds; its format is told by its keys."""
+    fields = _mapping(record, where, "a row")
+    keys = fields.keys()
+    if turns := keys & {"messages", "conversations"}:
+        return _chat_rows(fields, min(turns, key=("messages", "conversations").index), where)
+    if {"instruction", "instances"} <= keys:
+        prompt = _text(fields, "instruction", where)
+        instances = [_mapping(item, where, "an instance") for item in _list(fields, "instances", where)]
+        return [Row(prompt, _text(item, "input", where), _text(item, "output", where)) for item in instances]
+    for prompt_key in ("prompt", "instruction"):
+        if {prompt_key, "output"} <= keys:
+            return [Row(*(_text(fields, key, where) for key in (prompt_key, "input", "output")))]
+    found = ", ".join(str(key)[:40] for key in list(keys)[:10]) or "none"
+    raise DataError(
+        f"{where} has no known set of keys (found: {found}); allowed are prompt or instruction with output, "
+        f"instruction with instances, messages, or conversations; rename its keys"
+    )
+
+
+def _chat_rows(fields: dict[str, Any], key: str, where: str) -> list[Row]:
+    """The one row of a chat, or none when no assistant message follows the first user message.
+
+    The system message is the prompt, the first user message the input, the first assistant message after it
+    the output; later turns are ignored. Without a system message the user message is the prompt.
+    """
+    first: dict[str, str] = {}
+    for item in _list(fields, key, where):
+        message = _mapping(item, where, "a message")
+        role_key, text_key = ("role", "content") if "role" in message else ("from", "value")
+        role = _ROLES.get(_text(message, role_key, where))
+        if role == "assistant" and "user" not in first:
+            continue
+        if role:
+            first.setdefault(role, _text(message, text_key, where))
+    if not {"user", "assistant"} <= first.keys():
+        return []
+    if first.get("system", "").strip():
+        return [Row(first["system"], first["user"], first["assistant"])]
+    return [Row(first["user"], "", first["assistant"])]
+
+
+def _mapping(value: object, where: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: {what} is a JSON {_kind(value)}; it must be an object with named fields")
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _list(fields: dict[str, Any], key: str, where: str) -> list[object]:
+    value = fields[key]
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {key!r} is a JSON {_kind(value)}; it must be a list")
+    return value
+
+
+def _text(fields: dict[str, Any], key: str, where: str) -> str:
+    """The text of a field; empty when it is absent."""
+    value = fields.get(key, "")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {key!r} is a JSON {_kind(value)}; it must be text, so put it in quotes")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise DataError(f"{where}: {key!r} holds half of a surrogate pair, which is no character; remove it")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
