@@ -14,7 +14,7 @@ help:
 	@echo "make test        run the tests; ARGS='-k mask' picks some"
 	@echo "make lint        style, format and the import contract"
 	@echo "make types       mypy"
-	@echo "make docs        write docs/cli.md anew; make docs-check fails if it is stale"
+	@echo "make docs        write what docs/ takes from the code; make docs-check fails if it is stale"
 
 setup: $(READY)
 
@@ -47,6 +47,10 @@ types: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/tables.py
+	@$(BIN)/python docs/picture.py
 
 docs-check: $(READY)
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python docs/tables.py --check
+	@$(BIN)/python docs/picture.py --check

@@ -97,6 +97,8 @@ def _refuse_unless_exact(name: str, config: Any, model: Any) -> None:
         reason = f"its {length_dependent.pop()} rotary embedding changes with the sequence's length"
     elif name in ("bloom", "mpt") or getattr(config, "alibi", False):
         reason = "its ALiBi biases are numbered by column and take no position_ids"
+    elif "local" in (getattr(config, "attention_layers", None) or []):
+        reason = "its local attention counts columns, not positions"
     elif {"past_key_values", "position_ids"} - set(inspect.signature(model.forward).parameters):
         reason = "its forward takes no past_key_values and position_ids"
     if reason:
@@ -111,11 +113,10 @@ def _rope_types(config: Any) -> set[str]:
 
 @torch.inference_mode()
 def _probe(model: Any, guess: Architecture) -> Architecture:
-    """Try an architecture that no test covers: its numbering by a shift, its exactness by three passes against one."""
+    """Try an architecture that no test covers: its numbering by shifts, its exactness by three passes against one."""
     tolerance = _PROBE_TOLERANCE * (1 if model.dtype == torch.float32 else 50)
     try:
-        shifted = _difference(_logits(model, first=0), _logits(model, first=16))
-        found = replace(guess, numbering="relative" if shifted < tolerance else "absolute")
+        found = replace(guess, numbering="relative" if _only_differences_count(model, tolerance) else "absolute")
         error = _three_passes_against_one(model, found)
     except Exception as problem:
         raise UnsupportedModelError(
@@ -137,6 +138,14 @@ _TRIAL = (7, 2, 5)
 def _trial_ids(model: Any) -> Tensor:
     vocabulary = int(model.config.get_text_config().vocab_size)
     return torch.arange(3, 3 + sum(_TRIAL), device=model.device)[None] % vocabulary
+
+
+def _only_differences_count(model: Any, tolerance: float) -> bool:
+    """Whether positions may be shifted, also below zero, where a table of positions has nothing or wraps around."""
+    try:
+        return all(_difference(_logits(model, 0), _logits(model, first)) < tolerance for first in (16, -_TRIAL[0]))
+    except (IndexError, RuntimeError):
+        return False
 
 
 def _logits(model: Any, first: int) -> Tensor:

@@ -39,11 +39,11 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | str | None) ->
                 f"{name} is an encoder-decoder model ({config.model_type}); "
                 f"only decoder-only models can be gisted so far"
             )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except ModelError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch each raise their own
         raise _explain(name, error) from error
     return model.eval().to(device or default_device()), tokenizer
 

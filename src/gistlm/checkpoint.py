@@ -31,6 +31,8 @@ from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 CONFIG = "gistlm.json"
 EMBEDDINGS = "gist_embeddings.safetensors"
 ADAPTER = "adapter_config.json"
+GIST_TOKEN = "<GIST>"
+"""The original project's gist token, an entry of its vocabularies."""
 VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -75,7 +77,8 @@ class Checkpoint:
         self.gist_embeddings = nn.Parameter(gist_embeddings.to(reader.device), requires_grad=False)
         """[max_k, hidden]"""
         self.prompts = prompts
-        self.gist_token_ids: tuple[int, ...] = ()
+        added = prompts.tokenizer.added_tokens_decoder.items()
+        self.gist_token_ids = tuple(index for index, token in added if token.content == GIST_TOKEN)
         """Gist tokens that the vocabulary contains, never to be emitted; ours lie outside it."""
         self.architecture: Architecture = inspect_architecture(reader)
 

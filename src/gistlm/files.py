@@ -34,13 +34,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def remove_abandoned(folder: Path, seconds: float = 3600) -> None:
-    """Delete the temporary files of writers that were killed: those in ``folder`` older than ``seconds``."""
+    """Delete the temporary files of killed writers: those in ``folder`` older than ``seconds``, where allowed."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
             try:
                 if time.time() - path.lstat().st_mtime > seconds:
                     path.unlink()
-            except FileNotFoundError:  # its writer has finished, or another process was quicker
+            except OSError:  # its writer has finished, another process was quicker, or we may not: never mind
                 continue
 
 

@@ -52,7 +52,9 @@ class GistInfo:
         for field in fields(self):
             kind = int if field.name in ("prompt_tokens", "start") else str
             if type(getattr(self, field.name)) is not kind:
-                raise GistFileError(f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}")
+                raise GistFileError(
+                    f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}"
+                )
         if not (0 <= self.prompt_tokens < MAX_POSITION and 0 <= self.start < MAX_POSITION):
             raise GistFileError(f"a gist's prompt_tokens and start are from 0 to {MAX_POSITION - 1:,}")
 
@@ -67,10 +69,14 @@ class Gist:
 
     def __post_init__(self) -> None:
         if not self.keys or len(self.keys) != len(self.values):
-            raise GistFileError(f"a gist has keys and values for every layer, got {len(self.keys)} and {len(self.values)}")
+            raise GistFileError(
+                f"a gist has keys and values for every layer, got {len(self.keys)} and {len(self.values)}"
+            )
         for key, value in zip(self.keys, self.values, strict=True):
             if key.dim() != 3 or value.dim() != 3 or key.shape[:2] != value.shape[:2] or key.shape[1] != self.k:
-                raise GistFileError(f"a gist's layers must be [kv_heads, k, head_dim], got {[*key.shape]} and {[*value.shape]}")
+                raise GistFileError(
+                    f"a gist's layers must be [kv_heads, k, head_dim], got {[*key.shape]} and {[*value.shape]}"
+                )
             if key.dtype != self.dtype or value.dtype != self.dtype:
                 raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
         if not all(tensor.numel() for tensor in (*self.keys, *self.values)) or self.dtype not in DTYPES.values():
@@ -109,7 +115,7 @@ class Gist:
 
     def to(self, target: torch.dtype | torch.device | str) -> Gist:
         """The same gist in another dtype or on another device."""
-        return self._map(lambda tensor: tensor.to(target))  # type: ignore[arg-type]
+        return self._map(lambda tensor: tensor.to(target))
 
     def info(self) -> dict[str, Any]:
         """Plain values for people and programs; the keys are stable."""
@@ -149,7 +155,9 @@ class Gist:
                 raise GistFileError(f"{path} has {status.st_size:,} bytes; a gist has at most {MAX_FILE_BYTES:,}")
             data = path.read_bytes()
         except FileNotFoundError:
-            raise GistFileError(f"there is no gist at {path}; make one with: gistlm compress PROMPT.txt -o {path}") from None
+            raise GistFileError(
+                f"there is no gist at {path}; make one with: gistlm compress PROMPT.txt -o {path}"
+            ) from None
         except (OSError, ValueError) as error:
             raise GistFileError(f"cannot read the gist at {path}: {_reason(error)}") from error
         return cls.from_bytes(data, str(path))
@@ -171,7 +179,9 @@ class Gist:
         if metadata.get("format") != FORMAT:
             raise GistFileError(f"{name} is a safetensors file but not a gist")
         if metadata.get("version") != str(VERSION):
-            raise GistFileError(f"{name} has gist format version {metadata.get('version')}; this gistlm reads version {VERSION}")
+            raise GistFileError(
+                f"{name} has gist format version {metadata.get('version')}; this gistlm reads version {VERSION}"
+            )
         try:
             provenance = GistInfo(**json.loads(metadata["gist"]))
             tensors = load_tensors(data)

@@ -68,9 +68,9 @@ class PromptFormat:
 
 def paper_format(tokenizer: Any) -> PromptFormat:
     """The plain format of the original project: "Instruction: ...", gist, "Input: ...", "Output:"."""
-    bos = tokenizer.bos_token if getattr(tokenizer, "add_bos_token", False) else ""
+    begins_with_bos = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     return PromptFormat(
-        opening=bos or "",
+        opening=tokenizer.bos_token if begins_with_bos else "",
         prompt="Instruction: {prompt}\n",
         rest="\nInput: {input}\nOutput:",
         rest_without_input="\nOutput:",

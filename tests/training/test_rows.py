@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gistlm.errors import DataError, InputError, MissingDependencyError
+from gistlm.errors import DataError, InputError
 from gistlm.training import rows as rows_module
 from gistlm.training.rows import MIN_SPLIT_CHARS, SPLIT_RANGE, Row, read_rows, split_text
 
@@ -257,60 +256,3 @@ def test_a_json_file_over_the_bound_is_refused(write: Write, monkeypatch: pytest
 def test_a_limit_that_is_no_count_is_refused(write: Write, limit: Any) -> None:
     with pytest.raises(InputError, match="limit is"):
         read_rows(write(ALPACA), limit=limit)
-
-
-# Hugging Face datasets
-
-
-@pytest.fixture
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The package, with its cache in tmp_path and no way to a hub."""
-    package = pytest.importorskip("datasets")
-    monkeypatch.setattr(package.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(package.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return package
-
-
-def test_a_local_folder_is_read_as_a_dataset_by_path_and_by_hf_id(tmp_path: Path, datasets: Any) -> None:
-    folder = tmp_path / "owner" / "name"
-    folder.mkdir(parents=True)
-    datasets.Dataset.from_list([ALPACA, {**ALPACA, "input": "4 5"}]).to_parquet(folder / "train.parquet")
-    datasets.Dataset.from_list([{**ALPACA, "input": "6 7"}]).to_parquet(folder / "test.parquet")
-    assert [row.input for row in read_rows(str(folder))] == ["1 2", "4 5"]
-    assert [row.input for row in read_rows(f"hf:{folder}")] == ["1 2", "4 5"]
-    assert [row.input for row in read_rows(f"hf:{folder}:test")] == ["6 7"]
-    assert [row.input for row in read_rows(f"hf:{folder}:train[1:]")] == ["4 5"]
-    with pytest.raises(DataError, match="split 'nowhere'"):
-        read_rows(f"hf:{folder}:nowhere")
-
-
-def test_chats_keep_their_turns_through_a_dataset(tmp_path: Path, datasets: Any, write: Write) -> None:
-    turns = [{"role": r, "content": r.upper()} for r in ("system", "user", "assistant")]
-    write({"messages": turns}, ALPACA, name="train.jsonl")
-    assert read_rows(f"hf:{tmp_path}") == [Row("SYSTEM", "USER", "ASSISTANT"), Row("Add.", "1 2", "3")]
-
-
-def test_a_dataset_that_cannot_be_reached_is_one_clear_error(datasets: Any) -> None:
-    with pytest.raises(DataError, match=r"'owner/name' \(split 'test'\) cannot be loaded") as caught:
-        read_rows("hf:owner/name:test")
-    assert "\n" not in str(caught.value)
-
-
-def test_no_code_of_a_dataset_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    calls: list[dict[str, Any]] = []
-
-    def load_dataset(name: str, **options: Any) -> list[dict[str, str]]:
-        calls.append({"name": name, **options})
-        return [ALPACA]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert read_rows("hf:owner/name") == [Row("Add.", "1 2", "3")]
-    assert calls == [{"name": "owner/name", "split": "train"}]
-
-
-def test_without_the_datasets_package_the_extra_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'gistlm\[data\]'"):
-        read_rows("hf:owner/name")

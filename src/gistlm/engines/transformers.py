@@ -171,7 +171,10 @@ class GistModel(Engine):
         rest = prompts.rest_ids(request.input)
         if request.gist is not None:
             return rest
-        return (prompts.prompt_ids(request.prompt) if request.prompt else self.checkpoint.visible_opening_ids) + rest
+        if not request.prompt:
+            return self.checkpoint.visible_opening_ids + rest
+        # a vocabulary that contains a gist token was trained with it behind full prompts too
+        return prompts.prompt_ids(request.prompt) + list(self.checkpoint.gist_token_ids) + rest
 
     def _cached(self, requests: Sequence[Request]) -> tuple[KeyValues, Tensor, Tensor, Tensor]:
         """Left-padded keys and values of opening and gist, with parts, positions and where each rest begins."""

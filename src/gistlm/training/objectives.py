@@ -69,7 +69,8 @@ class Batch:
 def paper_loss(checkpoint: Checkpoint, batch: Batch, condition: Condition) -> Tensor:
     """Mean cross-entropy of the outputs in one pass under the mask; a control when ``condition`` says so."""
     targets, weights = batch.targets(0.0)
-    return cross_entropy(one_pass_logits(checkpoint, batch, condition, targets.shape[1]), targets, weights)
+    logits = one_pass_logits(checkpoint, batch, condition, targets.shape[1])
+    return weighted_mean(cross_entropy(logits, targets, weights), weights)
 
 
 def frozen_loss(
@@ -82,8 +83,11 @@ def frozen_loss(
         teacher, encoded = full_prompt_logits(checkpoint, batch, last)
     gist = write_gists(checkpoint, encoded, int(batch.k.max()))
     student = rest_logits(checkpoint, batch, opening, gist, Condition.GIST, last)
-    loss = divergence(teacher, student, weights)
-    return loss + ce_weight * cross_entropy(student, targets, (weights >= 1).float()) if ce_weight else loss
+    loss = weighted_mean(divergence(teacher, student, weights), weights)
+    if not ce_weight:
+        return loss
+    outputs = (weights >= 1).float()
+    return loss + ce_weight * weighted_mean(cross_entropy(student, targets, outputs), outputs)
 
 
 def full_prompt_logits(checkpoint: Checkpoint, batch: Batch, last: int) -> tuple[Tensor, Encoded]:
@@ -187,13 +191,19 @@ def _layout(checkpoint: Checkpoint, batch: Batch, k: int, condition: Condition) 
 
 
 def divergence(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of KL(teacher || student), nats; logits [batch, M, vocabulary], weights [batch, M]."""
+    """KL(teacher || student) in nats, [n], of the n tokens whose weight is not zero.
+
+    teacher, student: logits [batch, M, vocabulary]; weights [batch, M].
+    """
     teacher, student = (F.log_softmax(logits[weights > 0].float(), dim=-1) for logits in (teacher, student))
-    per_token = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
-    return (per_token * weights[weights > 0]).sum() / weights.sum()
+    return F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over tokens; logits [batch, M, vocabulary], targets and weights [batch, M]; in nats."""
-    per_token = F.cross_entropy(logits[weights > 0].float(), targets[weights > 0], reduction="none")
-    return (per_token * weights[weights > 0]).sum() / weights.sum()
+    """Negative log-likelihood in nats, [n], of the n targets whose weight is not zero; shapes as in `divergence`."""
+    return F.cross_entropy(logits[weights > 0].float(), targets[weights > 0], reduction="none")
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of [n] values under the weights [batch, M] that are not zero."""
+    return (values * weights[weights > 0]).sum() / weights.sum()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from gistlm.base import fingerprint_weights
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import KeyValues, encode_opening, write_gists
+from gistlm.compress import encode_opening, write_gists
 from gistlm.files import sha256, write_atomically
 from gistlm.mask import Condition
 from gistlm.training.batches import Examples, collate
@@ -49,36 +50,54 @@ class Validation(TrainerCallback):
         write_atomically(self.path, json.dumps(self.history, indent=1).encode())
 
 
-@torch.no_grad()
 def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[str, Any]:
-    """Mean over output tokens of the negative log-likelihood (nats) and of the KL divergence to the full prompt.
+    """Means over output tokens, from `measure_rows`.
 
     Returns {"full": {"nll": ...}, "none": {"nll", "kl"}, "k=4": {"nll", "kl", "nll_gap_closed", "kl_gap_closed"}}.
     """
-    totals: dict[str, dict[str, float]] = {}
-    tokens = 0.0
-    opening = encode_opening(checkpoint)
-    for batch in _batches(checkpoint, examples):
-        targets, weights = batch.targets(0.0)
-        last, count = targets.shape[1], float(weights.sum())
-        tokens += count
-        full, encoded = full_prompt_logits(checkpoint, batch, last)
-        _add(totals, "full", count, nll=cross_entropy(full, targets, weights))
-        gist = write_gists(checkpoint, encoded, max(ks))
-        for k in [0, *ks]:
-            batch.k = torch.full_like(batch.k, k)
-            shown: KeyValues | None = [(keys[:, :, :k], values[:, :, :k]) for keys, values in gist] if k else None
-            condition = Condition.GIST if k else Condition.NEGATIVE
-            logits = rest_logits(checkpoint, batch, opening, shown, condition, last)
-            kl = divergence(full, logits, weights)
-            _add(totals, f"k={k}" if k else "none", count, nll=cross_entropy(logits, targets, weights), kl=kl)
-    means = {name: {key: total / tokens for key, total in values.items()} for name, values in totals.items()}
+    table = measure_rows(checkpoint, examples, ks)
+    tokens = table.pop(("", "tokens")).sum()
+    means: dict[str, dict[str, float]] = {}
+    for (name, metric), sums in table.items():
+        means.setdefault(name, {})[metric] = float(sums.sum() / tokens)
+    full, none = means["full"], means["none"]
     for name, values in means.items():
         if name.startswith("k="):
-            lost, none = means["none"]["nll"] - means["full"]["nll"], means["none"]
+            lost = none["nll"] - full["nll"]
             values["nll_gap_closed"] = (none["nll"] - values["nll"]) / lost if lost else 0.0
             values["kl_gap_closed"] = 1 - values["kl"] / none["kl"] if none["kl"] else 0.0
     return {"rows": len(examples), "tokens": int(tokens), **means}
+
+
+@torch.no_grad()
+def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[tuple[str, str], Tensor]:
+    """Sums over each row's output tokens, float64 [rows] (rows sorted by length): negative log-likelihood and KL, nats.
+
+    The keys are ("", "tokens"), ("full", "nll"), ("none", "nll"), ("none", "kl"), ("k=4", "nll"), ("k=4", "kl"), ...
+    """
+    sums: dict[tuple[str, str], list[Tensor]] = {}
+    opening = encode_opening(checkpoint)
+    for batch in _batches(checkpoint, examples):
+        targets, weights = batch.targets(0.0)
+
+        def add(name: str, metric: str, values: Tensor, weights: Tensor = weights) -> None:
+            row = weights.nonzero()[:, 0]
+            zero = torch.zeros(len(weights), dtype=torch.float64, device=values.device)
+            sums.setdefault((name, metric), []).append(zero.index_add(0, row, values.double()).cpu())
+
+        add("", "tokens", weights[weights > 0])
+        full, encoded = full_prompt_logits(checkpoint, batch, targets.shape[1])
+        add("full", "nll", cross_entropy(full, targets, weights))
+        gist = write_gists(checkpoint, encoded, max(ks))
+        for k in [0, *ks]:
+            batch.k = torch.full_like(batch.k, k)
+            shown = [(keys[:, :, :k], values[:, :, :k]) for keys, values in gist] if k else None
+            condition = Condition.GIST if k else Condition.NEGATIVE
+            logits = rest_logits(checkpoint, batch, opening, shown, condition, targets.shape[1])
+            name = f"k={k}" if k else "none"
+            add(name, "nll", cross_entropy(logits, targets, weights))
+            add(name, "kl", divergence(full, logits, weights))
+    return {key: torch.cat(parts) for key, parts in sums.items()}
 
 
 def hash_weights(checkpoint: Checkpoint) -> str:
@@ -95,9 +114,3 @@ def _batches(checkpoint: Checkpoint, examples: Examples) -> Iterator[Batch]:
     for start in range(0, len(ordered), _BATCH):
         rows = ordered[start : start + _BATCH]
         yield collate(rows, [1] * len(rows), checkpoint.reader.device)
-
-
-def _add(totals: dict[str, dict[str, float]], name: str, count: float, **means: torch.Tensor) -> None:
-    values = totals.setdefault(name, {})
-    for key, mean in means.items():
-        values[key] = values.get(key, 0.0) + float(mean) * count

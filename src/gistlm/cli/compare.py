@@ -1,0 +1,71 @@
+"""A gist's answer beside the full prompt's, with what each took; knows no options."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gistlm.cli.generate import answer
+from gistlm.cli.show import byte_count, duration, print_table
+from gistlm.engines.base import Request
+from gistlm.errors import GistMismatchError
+
+if TYPE_CHECKING:
+    from gistlm.engines.base import Engine, Sampling
+    from gistlm.gist import Gist
+
+
+def compare_answers(engine: Engine, request: Request, prompt: str, sampling: Sampling) -> dict[str, Any]:
+    """Both answers as plain values; ``request`` is the gist's. Raises `GistMismatchError` for another prompt."""
+    gist = request.gist
+    assert gist is not None
+    check_made_of(engine, gist, prompt)
+    full = Request(request.input, prompt=prompt)
+    one = replace(sampling, max_new_tokens=1)
+    for warm_up in (request, full):
+        engine.complete([warm_up], one)
+    info = gist.info()
+    sizes = {"gist": (info["k"], info["nbytes"]), "full": (info["prompt_tokens"], info["prompt_nbytes"])}
+    report = {}
+    for name, each in (("gist", request), ("full", full)):
+        tokens, nbytes = sizes[name]
+        begin = time.perf_counter()
+        engine.complete([each], one)
+        first = round(time.perf_counter() - begin, 4)
+        measured = answer(engine, each, sampling)
+        report[name] = {**measured, "first_token_seconds": first, "prompt_tokens": tokens, "kv_nbytes": nbytes}
+    return report
+
+
+def check_made_of(engine: Engine, gist: Gist, prompt: str) -> None:
+    """Raise `GistMismatchError` unless the gist was made of this prompt by a model that the engine can stand for."""
+    again: Gist = engine.compress(prompt, 1)  # type: ignore[assignment]  # one prompt gives one gist
+    made, given = gist.provenance, again.provenance
+    gist.check_reader(given.model, given.base, again.dtype)
+    if made.prompt_sha256 != given.prompt_sha256:
+        raise GistMismatchError(
+            f"the gist was made of another prompt ({made.prompt_tokens:,} tokens) than the one given "
+            f"({given.prompt_tokens:,} tokens); give the file that it was made of, or compress this one first"
+        )
+
+
+def print_comparison(report: dict[str, Any]) -> None:
+    """Figures and answers side by side."""
+    full, gist = report["full"], report["gist"]
+
+    def row(name: str, show: Any, field: str) -> list[str]:
+        return [name, show(full[field]), show(gist[field])]
+
+    print_table(
+        [
+            row("prompt's tokens", "{:,}".format, "prompt_tokens"),
+            row("prompt's KV cache", byte_count, "kv_nbytes"),
+            row("tokens encoded", "{:,}".format, "fresh_tokens"),
+            row("tokens generated", "{:,}".format, "new_tokens"),
+            row("time to first token", duration, "first_token_seconds"),
+            row("total time", duration, "seconds"),
+            row("answer", str.strip, "text"),
+        ],
+        header=["", "full prompt", "gist"],
+    )

@@ -1,0 +1,72 @@
+"""`gistlm compress`: a prompt file in, a gist file out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gistlm.cli.options import (
+    DEFAULT_MODEL,
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EngineOptions,
+    JsonOption,
+    ModelOption,
+)
+from gistlm.cli.show import byte_count, duration, print_json, print_table
+from gistlm.cli.text import read_prompt
+from gistlm.errors import InputError
+
+if TYPE_CHECKING:
+    from gistlm.gist import Gist
+
+
+def compress(
+    prompt: Annotated[str, typer.Argument(help="Text file with the prompt, UTF-8; - reads stdin.", metavar="PROMPT")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the gist, usually NAME.gist.")],
+    k: Annotated[int, typer.Option("-k", help="Gist tokens, from 1 to the checkpoint's most.")] = 4,
+    model: ModelOption = DEFAULT_MODEL,
+    base: BaseOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    engine: EngineOption = "transformers",
+) -> None:
+    """Compress a prompt into k gist tokens and save them.
+
+    One pass of the model over the prompt; the file then stands in the prompt's place for good. A file that is
+    already at OUTPUT is replaced, whole or not at all.
+
+    \b
+    Example:
+      gistlm compress system.txt -o system.gist -k 4
+    """
+    if k < 1:
+        raise InputError(f"-k is the number of gist tokens, 1 or more; got {k}")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; name a file, for example -o {output / 'prompt.gist'}")
+    text = read_prompt(prompt)
+    loaded = EngineOptions(engine, model, base, device, dtype).load()
+    begin = time.perf_counter()
+    gist: Gist = loaded.compress(text, k)  # type: ignore[assignment]  # one prompt gives one gist
+    seconds = time.perf_counter() - begin
+    gist.save(output)
+    loaded.close()
+    report = {"path": str(output), "seconds": round(seconds, 4), **gist.info()}
+    print_json(report) if as_json else _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    print_table(
+        [
+            ["tokens", f"{report['prompt_tokens']:,}", f"{report['k']:,}", f"{report['compression']:g}x fewer"],
+            ["KV cache", byte_count(report["prompt_nbytes"]), byte_count(report["nbytes"]), report["dtype"]],
+        ],
+        header=["", "prompt", "gist", ""],
+    )
+    print(f"{report['path']} written; compressing took {duration(report['seconds'])}")

@@ -1,0 +1,118 @@
+"""`gistlm generate`: one answer over a gist, over a full prompt, or over neither."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gistlm.cli.options import (
+    DEFAULT_MODEL,
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EngineOptions,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from gistlm.cli.show import print_json
+from gistlm.cli.text import STDIN, read_input, read_prompt
+
+if TYPE_CHECKING:
+    from gistlm.engines.base import Engine, Request, Sampling
+
+
+def generate(
+    text: Annotated[str, typer.Argument(help="What to answer; - reads stdin.", metavar="INPUT")],
+    gist: Annotated[Path | None, typer.Option("--gist", "-g", help="The gist that stands before the input.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option("--prompt-file", "-p", help="A full prompt in the gist's place; - reads stdin.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Answer over the gist and over --prompt-file, side by side, timed.")
+    ] = False,
+    max_new_tokens: MaxNewTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    stop: StopOption = None,
+    seed: SeedOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    base: BaseOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    engine: EngineOption = "transformers",
+) -> None:
+    """Answer an input over a gist and write the answer to stdout as it is made.
+
+    Without --gist, --prompt-file is encoded in full, as any model would; without both there is no prompt.
+
+    \b
+    Example:
+      gistlm generate --gist system.gist "What is your refund policy?"
+      echo "Where is my order?" | gistlm generate --gist system.gist --json -
+      gistlm generate --gist system.gist --prompt-file system.txt --compare "Where is my order?"
+    """
+    _check_usage(text, gist, prompt_file, compare)
+    from gistlm.engines.base import Request, Sampling
+    from gistlm.gist import Gist
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stop or ()), seed)
+    known = Gist.load(gist) if gist is not None else None
+    prompt = read_prompt(prompt_file) if prompt_file is not None else None
+    request = Request(read_input(text), known, None if compare else prompt)
+    loaded = EngineOptions(engine, model, base, device, dtype).load(known)
+    if compare:
+        from gistlm.cli.compare import compare_answers, print_comparison
+
+        report = compare_answers(loaded, request, prompt or "", sampling)
+        print_json(report) if as_json else print_comparison(report)
+    elif as_json:
+        print_json(answer(loaded, request, sampling))
+    else:
+        _stream(loaded, request, sampling)
+    loaded.close()
+
+
+def answer(engine: Engine, request: Request, sampling: Sampling) -> dict[str, Any]:
+    """One answer with what it took, as plain values."""
+    begin = time.perf_counter()
+    completion = engine.complete([request], sampling)[0]
+    seconds = time.perf_counter() - begin
+    gist = request.gist.id if request.gist is not None else None
+    condition = "gist" if gist else "positive" if request.prompt else "negative"
+    return {"condition": condition, "gist": gist, **asdict(completion), "seconds": round(seconds, 4)}
+
+
+def _check_usage(text: str, gist: Path | None, prompt_file: str | None, compare: bool) -> None:
+    """Raise Typer's usage error where the options contradict each other."""
+    if compare and (gist is None or prompt_file is None):
+        raise typer.BadParameter("--compare needs both --gist and --prompt-file: a gist file does not hold its prompt")
+    if gist is not None and prompt_file is not None and not compare:
+        raise typer.BadParameter("--gist stands in place of --prompt-file; give one of them, or add --compare")
+    if text == STDIN and prompt_file == STDIN:
+        raise typer.BadParameter("only one of INPUT and --prompt-file can be read from stdin")
+
+
+def _stream(engine: Engine, request: Request, sampling: Sampling) -> None:
+    from gistlm.cli.options import stream_options
+
+    pieces = engine.stream(request.input, request.gist, prompt=request.prompt, **stream_options(sampling))
+    with contextlib.closing(pieces):  # type: ignore[type-var]  # an engine's iterator is a generator
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    print()

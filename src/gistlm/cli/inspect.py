@@ -1,0 +1,46 @@
+"""`gistlm inspect`: what a gist file holds; loads no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gistlm.cli.options import JsonOption
+from gistlm.cli.show import byte_count, print_json, print_table
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="The gist file.", metavar="GIST")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a gist file holds and who may read it, after checking that it is whole.
+
+    \b
+    Example:
+      gistlm inspect system.gist
+      gistlm inspect system.gist --json
+    """
+    from gistlm.gist import Gist
+
+    info = Gist.load(path).info()
+    if as_json:
+        print_json(info)
+        return
+    shape = f"{info['layers']} layers, {info['kv_heads']} KV heads of {info['head_dim']}, {info['dtype']}"
+    print_table(
+        [
+            ["id", info["id"]],
+            ["made by", info["base"]],
+            ["prompt", f"{info['prompt_tokens']:,} tokens, {byte_count(info['prompt_nbytes'])} of KV cache"],
+            ["gist", f"{info['k']:,} tokens, {byte_count(info['nbytes'])} of KV cache"],
+            ["compression", f"{info['compression']:g}x"],
+            ["shape", shape],
+            ["first position", str(info["start"])],
+            ["prompt sha256", info["prompt_sha256"]],
+            ["model fingerprint", info["model"]],
+            ["adapter fingerprint", info["adapter"]],
+        ],
+        title=str(path),
+    )

@@ -1,0 +1,77 @@
+"""Options that several commands share, and loading the engine that they name; knows no command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gistlm.engines.base import Engine, Sampling, SamplingOptions
+    from gistlm.gist import Gist
+
+DEFAULT_MODEL = "smollm2-135m"
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", envvar="GISTLM_MODEL", help="Checkpoint: a name from `gistlm models`, a folder, or a hub id."
+    ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option("--base", help="Base model (folder or hub id) in place of the one that the checkpoint names."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; the first accelerator by default.")
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16 or float16; by default the gist's, else the model's own."),
+]
+EngineOption = Annotated[str, typer.Option("--engine", envvar="GISTLM_ENGINE", hidden=True)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", "-t", help="0 takes the likeliest token; higher is more varied.")
+]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Sample from the likeliest tokens that together have this probability.")
+]
+TopKOption = Annotated[int, typer.Option("--top-k", help="Sample from this many likeliest tokens; 0 is all.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", help="String at which the answer ends; may be given several times.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engine, on which model."""
+
+    engine: str
+    model: str
+    base: str | None
+    device: str | None
+    dtype: str | None
+
+    def load(self, gist: Gist | None = None) -> Engine:
+        """The engine; without a dtype of its own, in the dtype of the gist that it is to read."""
+        from gistlm.engines.base import load_engine
+
+        dtype = self.dtype or (gist.info()["dtype"] if gist is not None else None)
+        return load_engine(self.engine, self.model, base=self.base, device=self.device, dtype=dtype)
+
+
+def stream_options(sampling: Sampling) -> SamplingOptions:
+    """The keyword arguments of `Engine.stream`."""
+    return {
+        "max_new_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "stop": sampling.stop,
+        "seed": sampling.seed,
+    }

@@ -1,0 +1,166 @@
+"""Gists as files in one folder, shared by any number of processes; knows nothing of models or text.
+
+    objects/ab/abcd...ef.gist   a gist, named by its id
+    names/01/0123...89          a pointer: the id and the name, in a file named by the name's hash
+
+Every file is put in place whole by a rename, so that no lock is needed: a reader, or a kill, finds the old file
+or the new one. Nothing is evicted. Files that are not the store's are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from gistlm.errors import GistFileError, InputError, StoreError
+from gistlm.files import remove_abandoned, write_atomically
+from gistlm.gist import Gist
+from gistlm.store.base import Store, check_name, is_id
+
+_SHELF = re.compile(r"[0-9a-f]{2}")
+_OBJECT = re.compile(r"[0-9a-f]{64}\.gist")
+_POINTER = re.compile(rb"([0-9a-f]{64}) ([!-~]{1,200})\n")
+_POINTER_BYTES = 512
+
+
+class DiskStore(Store):
+    """A folder of gists, made if it is missing.
+
+    The folder itself may be a symbolic link; one inside it is refused with `StoreError`, so that no key leads out.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        if not str(folder):
+            raise InputError("a disk store needs a folder; the current one is .")
+        path = Path(folder).expanduser()
+        with _explained("open", path):
+            path.mkdir(parents=True, exist_ok=True)
+            self.folder = path.resolve(strict=True)
+            for each in [*self._folders("objects"), *self._folders("names")]:
+                remove_abandoned(each)
+
+    @classmethod
+    def open(cls, location: str) -> DiskStore:
+        """The store in a folder, given as a path or as file:///path."""
+        if not location.startswith("file://"):
+            return cls(location)
+        parts = urlsplit(location)
+        if parts.netloc not in ("", "localhost"):
+            raise InputError(f"{location} names another machine; a folder here has three slashes: file:///folder")
+        return cls(url2pathname(parts.path))
+
+    def put(self, gist: Gist, name: str | None = None) -> str:
+        """See `Store.put`. Always writes, so a damaged file of this gist is repaired."""
+        if name is not None:
+            check_name(name)
+        self._write(self._object(gist.id), gist.to_bytes())
+        if name is not None:
+            self._write(self._pointer(name), f"{gist.id} {name}\n".encode())
+        return gist.id
+
+    def get(self, key: str) -> Gist | None:
+        """See `Store.get`. The error names the file."""
+        path = self._find(key)
+        if path is None:
+            return None
+        try:
+            gist = Gist.load(path)
+        except GistFileError:
+            if not path.exists():  # deleted by another process a moment ago
+                return None
+            raise
+        if gist.id != path.stem:
+            raise GistFileError(f"{path} is damaged: it holds another gist, {gist.id}")
+        return gist
+
+    def delete(self, key: str) -> bool:
+        """See `Store.delete`."""
+        path = self._object(key) if is_id(key) else self._pointer(key)
+        with _explained("delete", path):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def __contains__(self, key: str) -> bool:
+        """See `Store.__contains__`."""
+        return self._find(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        """See `Store.__iter__`. Gists that come or go meanwhile may be missed."""
+        for folder in self._folders("objects"):
+            with _explained("read", folder):
+                files = [path for path in folder.iterdir() if _OBJECT.fullmatch(path.name)]
+            for path in files:
+                if path.name.startswith(folder.name) and path.is_file() and not path.is_symlink():
+                    yield path.stem
+
+    def __len__(self) -> int:
+        """See `Store.__len__`. Reads the folder."""
+        return sum(1 for _ in self)
+
+    def _find(self, key: str) -> Path | None:
+        """The object's file, if it exists."""
+        found = key if is_id(key) else self._follow(self._pointer(key))
+        if found is None:
+            return None
+        path = self._object(found)
+        with _explained("read", path):
+            return path if path.exists() else None
+
+    def _follow(self, pointer: Path) -> str | None:
+        """The id that a pointer's file holds, if there is such a file."""
+        with _explained("read", pointer):
+            try:
+                with pointer.open("rb") as file:
+                    match = _POINTER.fullmatch(file.read(_POINTER_BYTES))
+            except FileNotFoundError:
+                return None
+        if match is None or _pointer_name(match[2]) != pointer.name:
+            raise StoreError(f"{pointer} is damaged: it is not a pointer to a gist; put the gist under its name again")
+        return match[1].decode()
+
+    def _object(self, key: str) -> Path:
+        return self._inside(self.folder / "objects" / key[:2] / f"{key}.gist")
+
+    def _pointer(self, name: str) -> Path:
+        hashed = _pointer_name(name.encode())
+        return self._inside(self.folder / "names" / hashed[:2] / hashed)
+
+    def _inside(self, path: Path) -> Path:
+        with _explained("read", path):
+            if path.resolve() != path:
+                raise StoreError(f"{path} goes through a symbolic link; a store has none, remove it")
+        return path
+
+    def _folders(self, kind: str) -> list[Path]:
+        """The two-digit folders of one kind; what is behind a symbolic link is none of the store's."""
+        above = self.folder / kind
+        if above.is_symlink() or not above.is_dir():
+            return []
+        found = [path for path in above.iterdir() if _SHELF.fullmatch(path.name)]
+        return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with _explained("write", path):
+            write_atomically(path, data)
+
+
+def _pointer_name(name: bytes) -> str:
+    return hashlib.sha256(name).hexdigest()
+
+
+@contextmanager
+def _explained(deed: str, path: Path) -> Iterator[None]:
+    """Turn the system's errors into one that says what was attempted, and where."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in the path; RuntimeError: no home for ~
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise StoreError(f"cannot {deed} {path} in the store: {reason}") from error

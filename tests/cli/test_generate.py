@@ -1,0 +1,144 @@
+"""`gistlm generate`: what stands before the input, where output goes, and the comparison."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli.running import Run, error_line
+
+
+def test_the_answer_is_made_over_the_gist(fake: Run, gist: Path) -> None:
+    result = fake("generate", "--gist", gist, "Where is it?")
+    assert (result.exit_code, result.stdout) == (0, "answer 1 over a gist of 4 tokens: Where is it?\n")
+    assert result.stderr == ""
+
+
+def test_a_prompt_file_without_a_gist_is_read_in_full(fake: Run, prompt: Path) -> None:
+    assert fake("generate", "-p", prompt, "Hi").stdout == "answer 1 over a prompt of 16 tokens: Hi\n"
+
+
+def test_without_gist_and_prompt_file_there_is_no_prompt(fake: Run) -> None:
+    assert fake("generate", "Hi").stdout == "answer 1 over no prompt: Hi\n"
+
+
+def test_a_dash_reads_the_input_from_stdin_without_its_last_newline(fake: Run) -> None:
+    report = json.loads(fake("generate", "--json", "-", stdin="one\ntwo\n").stdout)
+    assert report["text"] == "answer 1 over no prompt: one\ntwo"
+
+
+def test_json_tells_what_the_answer_took(fake: Run, gist: Path) -> None:
+    result = fake("generate", "--gist", gist, "--json", "Where is it?")
+    report = json.loads(result.stdout)
+    assert report.pop("seconds") >= 0
+    assert report == {
+        "condition": "gist",
+        "gist": json.loads(fake("inspect", gist, "--json").stdout)["id"],
+        "text": "answer 1 over a gist of 4 tokens: Where is it?",
+        "finish_reason": "stop",
+        "fresh_tokens": 3,
+        "cached_tokens": 4,
+        "new_tokens": 12,
+    }
+
+
+@pytest.mark.parametrize(("given", "condition"), [(["-p", "prompt.txt"], "positive"), ([], "negative")])
+def test_json_names_the_control(fake: Run, prompt: Path, given: list[str], condition: str) -> None:
+    report = json.loads(fake("generate", *given, "--json", "Hi").stdout)
+    assert (report["condition"], report["gist"]) == (condition, None)
+
+
+def test_the_answer_ends_after_max_new_tokens(fake: Run) -> None:
+    assert fake("generate", "-n", "3", "Hi").stdout == "answer 1 over\n"
+    assert json.loads(fake("generate", "-n", "3", "--json", "Hi").stdout)["finish_reason"] == "length"
+
+
+def test_the_answer_ends_at_the_first_of_several_stop_strings(fake: Run) -> None:
+    assert fake("generate", "--stop", "tomorrow", "--stop", "er no", "Hi").stdout == "answer 1 ov\n"
+
+
+def test_a_seed_makes_sampling_repeatable(fake: Run) -> None:
+    sample = ["generate", "-t", "0.8", "Hi", "--seed"]
+    assert fake(*sample, "1").stdout == fake(*sample, "1").stdout != fake(*sample, "2").stdout
+
+
+def test_compare_shows_both_answers_with_what_they_took(fake: Run, gist: Path, prompt: Path) -> None:
+    result = fake("generate", "--gist", gist, "-p", prompt, "--compare", "Why?")
+    text = " ".join(result.stdout.split())
+    assert result.exit_code == 0, result.stderr
+    assert "full prompt gist" in text
+    assert "prompt's tokens 16 4" in text
+    assert "prompt's KV cache 1.0 KiB 256 bytes" in text
+    assert "tokens encoded 17 1" in text
+    assert "time to first token" in text and "total time" in text
+    assert "16 tokens" in text and "gist of 4" in text
+
+
+def test_compare_as_json_has_one_entry_for_each_side(fake: Run, gist: Path, prompt: Path) -> None:
+    report = json.loads(fake("generate", "-g", gist, "-p", prompt, "--compare", "--json", "Why?").stdout)
+    assert {name: (side["condition"], side["prompt_tokens"], side["kv_nbytes"]) for name, side in report.items()} == {
+        "gist": ("gist", 4, 256),
+        "full": ("positive", 16, 1024),
+    }
+    assert all(side["first_token_seconds"] >= 0 and side["seconds"] >= 0 for side in report.values())
+
+
+def test_compare_refuses_a_prompt_that_the_gist_was_not_made_of(fake: Run, gist: Path) -> None:
+    Path("other.txt").write_text("Another prompt.")
+    line = error_line(fake("generate", "-g", gist, "-p", "other.txt", "--compare", "Why?"))
+    assert "made of another prompt (16 tokens) than the one given (2 tokens)" in line
+
+
+def test_compare_refuses_a_gist_of_another_model(fake: Run, gist: Path, prompt: Path) -> None:
+    line = error_line(fake("generate", "-g", gist, "-p", prompt, "--compare", "--model", "other", "Why?"))
+    assert "made for smollm2-135m" in line and "not for other" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--gist", "prompt.gist", "--prompt-file", "prompt.txt", "Hi"],
+        ["--gist", "prompt.gist", "--compare", "Hi"],
+        ["--prompt-file", "prompt.txt", "--compare", "Hi"],
+        ["--prompt-file", "-", "-"],
+        ["--gist", "prompt.gist"],
+        ["--no-such-option", "Hi"],
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(fake: Run, gist: Path, arguments: list[str]) -> None:
+    result = fake("generate", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Usage: gistlm generate" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gist", "missing.gist", "Hi"], "there is no gist at missing.gist"),
+        (["--gist", "prompt.txt", "Hi"], "prompt.txt is not a gist"),
+        (["--prompt-file", "missing.txt", "Hi"], "there is no file missing.txt"),
+        (["-n", "0", "Hi"], "max_new_tokens must be 1 or more, got 0"),
+        (["-t", "-1", "Hi"], "temperature must be from 0 to 100, got -1.0"),
+        (["--top-p", "0", "Hi"], "top_p must be above 0"),
+        (["--top-k", "-1", "Hi"], "top_k must be 0 or more"),
+        (["--stop", "", "Hi"], "stop must be a non-empty string"),
+        (["--seed", "-1", "Hi"], "seed must be a whole number"),
+        (["--gist", "prompt.gist", "--model", "other", "Hi"], "not for other"),
+        (["--gist", "prompt.gist", "--dtype", "bfloat16", "Hi"], "this gist is torch.float32, the model is"),
+        (["-n", "5000", "Hi"], "this model has room for 4,096"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_bad_input_is_one_sentence(fake: Run, gist: Path, more: list[str], arguments: list[str], said: str) -> None:
+    assert said in error_line(fake("generate", *arguments, *more))
+
+
+def test_a_damaged_gist_is_one_sentence(fake: Run, gist: Path) -> None:
+    data = bytearray(gist.read_bytes())
+    data[-1] ^= 1
+    gist.write_bytes(data)
+    assert "its content does not match its hash" in error_line(fake("generate", "--gist", gist, "Hi"))
+
+
+def test_input_in_wrong_utf8_is_one_sentence(fake: Run) -> None:
+    assert "stdin is not valid UTF-8" in error_line(fake("generate", "-", stdin=b"caf\xe9"))
+    assert "the input is not valid UTF-8" in error_line(fake("generate", "caf\udce9"))

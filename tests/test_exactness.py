@@ -1,0 +1,343 @@
+"""The cached path against one pass under the mask, over hundreds of random mixed batches of eight architectures.
+
+The one pass is written here anew: the stock model, a mask filled block by block, positions as the design words
+them, and the adapter added to gist columns by hooks. It shares no code with compress, mask or the engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import TESTED, WINDOW, random_text, save_tiny, tiny_checkpoint, tiny_model
+from torch import Tensor
+
+from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.engines.base import Completion, Request, Sampling
+from gistlm.engines.transformers import GistModel
+from gistlm.gist import Gist
+from gistlm.training.config import parse_config
+from gistlm.training.loop import train
+
+KINDS = list(TESTED)
+LAYOUTS = [("frozen", True), ("frozen", False), ("paper", True), ("paper", False)]
+"""Recipe, and whether the opening stays visible."""
+BATCHES = 16
+"""Batches of each kind and layout: 8 x 4 x 16 = 512 in all."""
+TOLERANCE = 1e-4
+NEW_TOKENS = 3
+
+
+@dataclass
+class OneRow:
+    """What one pass is given of a request."""
+
+    opening: list[int]
+    prompt: list[int]
+    k: int
+    rest: list[int]
+    first: int
+    """Position of the prompt's first token."""
+    rest_first: int
+    """Position of the rest's first token."""
+
+    @property
+    def width(self) -> int:
+        return len(self.opening) + len(self.prompt) + self.k + len(self.rest)
+
+    def positions(self) -> list[int]:
+        gist = self.first + len(self.prompt)
+        return [
+            *range(len(self.opening)),
+            *range(self.first, gist),
+            *range(gist, gist + self.k),
+            *range(self.rest_first, self.rest_first + len(self.rest)),
+        ]
+
+    def visible(self, window: int | None) -> Tensor:
+        """bool [width, width], filled block by block. Without gist tokens the rest sees the prompt, if there is one."""
+        o, p, g, r = torch.arange(self.width).split([len(self.opening), len(self.prompt), self.k, len(self.rest)])
+        seen = torch.zeros(self.width, self.width, dtype=torch.bool)
+        for queries, keys in ((o, o), (p, p), (g, p), (g, g), (r, o), (r, g), (r, r)):
+            seen[queries[:, None], keys] = True
+        if not self.k:
+            seen[r[:, None], p] = True
+        at = torch.tensor(self.positions())
+        seen &= torch.ones_like(seen).tril()
+        return seen & (at[:, None] - at < window) if window else seen
+
+
+class OnePass:
+    """The stock model, run once over opening, prompt, gist and rest."""
+
+    def __init__(self, checkpoint: Checkpoint, kind: str) -> None:
+        self.model = tiny_model(kind)
+        self.gist_embeddings = checkpoint.gist_embeddings.detach()
+        self.windows: dict[str, int | None] = {
+            "mistral": {"all": WINDOW},
+            "gemma3_text": {"full_attention": None, "sliding_attention": WINDOW},
+        }.get(kind, {"all": None})
+        self.gist_columns = torch.zeros(0)
+        """[batch, S, 1]: 1 where the column is a gist token"""
+        if checkpoint.writer is not checkpoint.reader:
+            self._add_adapter(checkpoint.writer)
+
+    def _add_adapter(self, writer: torch.nn.Module) -> None:
+        """Add the LoRA's B A x to the output of every linear layer, on gist columns only."""
+        stock = dict(self.model.named_modules())
+        for name, layer in writer.named_modules():
+            if isinstance(layer, LoraLayer):
+                down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+                delta = (up @ down) * layer.scaling["default"]
+                stock[name.removeprefix("base_model.model.")].register_forward_hook(self._adding(delta))
+
+    def _adding(self, delta: Tensor) -> Any:
+        return lambda _, inputs, output: output + self.gist_columns * (inputs[0] @ delta.T)
+
+    @torch.no_grad()
+    def logits(self, rows: list[OneRow], side: str) -> list[Tensor]:
+        """Logits [rest, vocabulary] at every token of each row's rest; rows are padded on the given side."""
+        width = max(row.width for row in rows)
+        starts = [width - row.width if side == "left" else 0 for row in rows]
+        spans = [slice(start, start + row.width) for start, row in zip(starts, rows, strict=True)]
+        embeddings = torch.zeros(len(rows), width, self.gist_embeddings.shape[1])
+        positions = torch.zeros(len(rows), width, dtype=torch.long)
+        self.gist_columns = torch.zeros(len(rows), width, 1)
+        masks = {name: torch.eye(width).bool().repeat(len(rows), 1, 1) for name in self.windows}
+        for index, (row, span) in enumerate(zip(rows, spans, strict=True)):
+            embeddings[index, span] = self._embed(row)
+            positions[index, span] = torch.tensor(row.positions())
+            gist = span.start + len(row.opening) + len(row.prompt)
+            self.gist_columns[index, gist : gist + row.k] = 1
+            for name, window in self.windows.items():
+                masks[name][index, span, span] = row.visible(window)
+        additive = {name: torch.where(seen, 0.0, -1e30)[:, None] for name, seen in masks.items()}
+        out = self.model(
+            inputs_embeds=embeddings, attention_mask=additive.get("all", additive), position_ids=positions
+        ).logits
+        return [out[index, span][-len(row.rest) :] for index, (row, span) in enumerate(zip(rows, spans, strict=True))]
+
+    def _embed(self, row: OneRow) -> Tensor:
+        tokens = self.model.get_input_embeddings()(torch.tensor([row.opening + row.prompt + row.rest]))[0]
+        before = len(row.opening) + len(row.prompt)
+        return torch.cat([tokens[:before], self.gist_embeddings[: row.k], tokens[before:]])
+
+    def greedy(self, rows: list[OneRow], endings: list[int], side: str) -> tuple[list[Tensor], list[list[int]]]:
+        """The rest's logits, and up to NEW_TOKENS tokens, each from a whole pass of its own."""
+        logits = first = self.logits(rows, side)
+        answers: list[list[int]] = [[] for _ in rows]
+        rows = copy.deepcopy(rows)
+        for step in range(NEW_TOKENS):
+            if step:
+                logits = self.logits(rows, side)
+            for row, answer, row_logits in zip(rows, answers, logits, strict=True):
+                token = int(row_logits[-1].argmax())
+                row.rest.append(token)
+                if not answer or answer[-1] not in endings:
+                    answer.append(token)
+        return first, answers
+
+
+@cache
+def loaded(kind: str, recipe: str, opening_visible: bool) -> tuple[GistModel, OnePass]:
+    checkpoint = tiny_checkpoint(kind, recipe, opening_visible)
+    # decoded to numbers, so that two answers are the same text only when they are the same tokens
+    checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
+    return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)
+
+
+def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> tuple[list[Request], list[OneRow]]:
+    """1 to 16 rows: most with a gist of 1 to 16 tokens, some with a full prompt, some with nothing."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    size = draw(1, 16)
+    prompts = [random_text(generator, draw(1, draw(1, 200))) for _ in range(size)]
+    inputs = [random_text(generator, draw(1, 30)) for _ in range(size)]
+    larger = draw(1, 16)
+    made = [*model.compress(prompts[: size // 2 + 1], larger), model.compress(prompts[-1], draw(1, 16))]
+    requests, rows = [], []
+    for index, (prompt, text) in enumerate(zip(prompts, inputs, strict=True)):
+        chance = draw(1, 10)
+        if chance > 3:
+            known: Gist = made[index] if index <= size // 2 else made[-1]
+            if index > size // 2:
+                prompt = prompts[-1]
+            gist = known if chance > 6 else known.shorten(draw(1, known.k))
+            requests.append(Request(text, gist=gist))
+        else:
+            requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text))
+        rows.append(as_one_row(model.checkpoint, kind, requests[-1], prompt))
+    return requests, rows
+
+
+def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str) -> OneRow:
+    """The request in the design's words: opening from 0, gist after it, prompt before the gist, rest after it.
+
+    GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input alone.
+    """
+    ids, rest = checkpoint.prompts.prompt_ids(prompt), checkpoint.prompts.rest_ids(request.input)
+    opening = checkpoint.prompts.opening_ids if checkpoint.prompts.format.opening_visible else []
+    if request.prompt is not None:
+        return OneRow([], ids, 0, rest, 0, len(ids))
+    if request.gist is None:
+        return OneRow(opening, [], 0, rest, len(opening), len(opening))
+    first = 0 if kind == "gpt2" else len(opening) - len(ids)
+    return OneRow(opening, ids, request.gist.k, rest, first, first + len(ids) + request.gist.k)
+
+
+def cached_logits(model: GistModel, requests: list[Request]) -> list[Tensor]:
+    """Logits [tokens - 1, vocabulary] of each request's fresh tokens, all but the last, through the cache."""
+    prepared = model._prepare(requests, 0)
+    every = model.rest_logits(prepared, prepared.tokens.shape[1] - 1)
+    lengths = prepared.fresh_lengths.tolist()
+    return [row[len(row) - (length - 1) :] for row, length in zip(every, lengths, strict=True)]
+
+
+def completions(model: GistModel, requests: list[Request]) -> list[Completion]:
+    return model.complete(requests, Sampling(max_new_tokens=NEW_TOKENS))
+
+
+@pytest.mark.parametrize(("recipe", "opening_visible"), LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cached_path_equals_one_pass_under_the_mask(kind: str, recipe: str, opening_visible: bool) -> None:
+    model, one_pass = loaded(kind, recipe, opening_visible)
+    generator = torch.Generator().manual_seed(len(kind) + 100 * LAYOUTS.index((recipe, opening_visible)))
+    for batch in range(BATCHES):
+        requests, rows = random_requests(model, kind, generator)
+        expected, answers = one_pass.greedy(rows, model._ending_ids, side=("left", "right")[batch % 2])
+        for row, found, wanted in zip(rows, cached_logits(model, requests), expected, strict=True):
+            last = len(row.rest) - 1
+            torch.testing.assert_close(found[len(found) - last :], wanted[:last], atol=TOLERANCE, rtol=0)
+        for completion, answer in zip(completions(model, requests), answers, strict=True):
+            assert completion.text == " ".join(map(str, answer))
+            assert completion.new_tokens == len(answer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_pass_gives_the_same_logits_padded_on_either_side(kind: str) -> None:
+    model, one_pass = loaded(kind, "frozen", True)
+    _, rows = random_requests(model, kind, torch.Generator().manual_seed(5))
+    for left, right in zip(one_pass.logits(rows, "left"), one_pass.logits(rows, "right"), strict=True):
+        torch.testing.assert_close(left, right, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_is_the_one_pass_log_probability_of_each_output_token(kind: str) -> None:
+    model, one_pass = loaded(kind, "frozen", True)
+    prompts, outputs = ["be brief and kind", "x"], ["an answer", "other words here"]
+    gists = model.compress(prompts, 3)
+    scores = model.score(["hello", "hi there"], outputs, gists)
+    for text, prompt, gist, output, score in zip(["hello", "hi there"], prompts, gists, outputs, scores, strict=True):
+        row = as_one_row(model.checkpoint, kind, Request(text, gist=gist), prompt)
+        ids = model.checkpoint.prompts.output_ids(output)
+        row.rest = row.rest + ids
+        logits = one_pass.logits([row], "left")[0][-len(ids) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(score, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("recipe", "opening_visible"), LAYOUTS[::3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shortened_gist_is_the_gist_of_that_size(kind: str, recipe: str, opening_visible: bool) -> None:
+    model, _ = loaded(kind, recipe, opening_visible)
+    prompts = [random_text(torch.Generator().manual_seed(length), length) for length in (1, 40, 150)]
+    longest = model.compress(prompts, 16)
+    for j in (1, 2, 7, 15, 16):
+        for long, short in zip(longest, model.compress(prompts, j), strict=True):
+            cut = long.shorten(j)
+            assert (cut.k, cut.provenance) == (short.k, short.provenance)
+            for one, other in zip((*cut.keys, *cut.values), (*short.keys, *short.values), strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            answers = completions(model, [Request("go on", gist=cut), Request("go on", gist=short)])
+            assert answers[0] == answers[1]
+
+
+# The frozen promise
+
+
+def same_bits(model: GistModel, stock: Any, texts: list[str]) -> bool:
+    """Whether requests without a gist get the stock model's logits to the last bit, alone and in a batch."""
+    for text in texts:
+        ids = model.checkpoint.visible_opening_ids + model.checkpoint.prompts.rest_ids(text)
+        prepared = model._prepare([Request(text)], 0)
+        assert prepared.tokens.tolist() == [ids]
+        with torch.no_grad():
+            plain = stock(torch.tensor([ids])).logits
+            own = model.checkpoint.reader(torch.tensor([ids])).logits
+            masked = stock(
+                prepared.tokens,
+                attention_mask=model.checkpoint.architecture.masks(
+                    prepared.parts, prepared.positions, len(ids), model.dtype
+                ),
+                position_ids=prepared.positions,
+            ).logits
+        through_engine = model.rest_logits(prepared, len(ids) - 1)
+        if not (torch.equal(own, plain) and torch.equal(through_engine, masked[:, :-1])):
+            return False
+        torch.testing.assert_close(masked, plain, atol=1e-5 if model.dtype == torch.float32 else 0.1, rtol=0)
+    return True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_gist_a_frozen_model_gives_the_stock_models_bits(kind: str, dtype: torch.dtype) -> None:
+    checkpoint = tiny_checkpoint(kind, "frozen")
+    checkpoint.writer.to(dtype)
+    checkpoint.reader.to(dtype)
+    model, stock = GistModel(checkpoint), tiny_model(kind).to(dtype)
+    texts = ["hello", "a longer question than that one?", ""]
+    assert same_bits(model, stock, texts)
+    gist = model.compress("the prompt of someone else", 5)
+    assert same_bits(model, stock, texts)
+    model.generate(texts, [gist, None, gist], max_new_tokens=2)
+    assert same_bits(model, stock, texts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_gist_a_frozen_model_generates_from_the_stock_models_bits(kind: str, dtype: torch.dtype) -> None:
+    checkpoint = tiny_checkpoint(kind, "frozen")
+    checkpoint.writer.to(dtype)
+    checkpoint.reader.to(dtype)
+    model = GistModel(checkpoint)
+    model.compress("the prompt of someone else", 5)
+    prepared = model._prepare([Request("hello")], 4)
+    asked = {"output_logits": True, "return_dict_in_generate": True}
+    ours = model._generate(prepared, Sampling(max_new_tokens=4), **asked)
+    own = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": model._ending_ids, "pad_token_id": 0}
+    theirs = tiny_model(kind).to(dtype).generate(prepared.tokens, **own, **asked)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for one, other in zip(ours.logits, theirs.logits, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_frozen_training_leaves_every_byte_of_the_base_and_changes_the_adapter(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    rows = [{"prompt": f"rule {i}: say {i}", "input": f"ask {i}", "output": f"it is {i}"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"base": str(base), "data": [{"path": str(tmp_path / "rows.jsonl")}], "output": str(tmp_path / "out")}
+    few = {"steps": 5, "batch_size": 2, "max_k": 4, "lora_rank": 4, "validation_rows": 2, "device": "cpu"}
+    untrained = Checkpoint.create(str(base), recipe=Recipe.FROZEN, max_k=4, lora_rank=4, device="cpu")
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+
+    model = GistModel.from_pretrained(train(parse_config({**options, **few})), device="cpu")
+
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    stock = tiny_model("llama").state_dict()
+    trained = model.checkpoint.reader.state_dict()
+    assert trained.keys() == stock.keys()
+    assert all(torch.equal(trained[name], stock[name]) for name in stock)
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["base_unchanged"] is True
+    assert model.checkpoint.adapter_fingerprint != untrained.adapter_fingerprint
+    ups = {name: tensor for name, tensor in model.checkpoint.writer.named_parameters() if "v_proj.lora_B" in name}
+    assert len(ups) == 2 and all(bool(tensor.abs().max() > 0) for tensor in ups.values())
+    assert same_bits(model, tiny_model("llama"), ["hello", "hi"])

@@ -1,0 +1,478 @@
+"""The gist and its file: what comes back is what was saved, and nothing else ever loads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gists import files_below, killed_at, make_gist, make_info, moments_of_a_save, save_in_turn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save as save_tensors
+
+from gistlm.errors import GistFileError, GistMismatchError, InputError
+from gistlm.gist import MAX_FILE_BYTES, MAX_HEADER_BYTES, Gist
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+GIST = make_gist(k=2, layers=1, width=1)
+WHOLE = GIST.to_bytes()
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(torch.uint8)
+
+
+def same(one: Gist, other: Gist) -> bool:
+    pairs = zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True)
+    return one.provenance == other.provenance and all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(raw(a), raw(b)) for a, b in pairs
+    )
+
+
+def file_of(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
+    """A safetensors file with a gist's metadata, changed; its hash is that of `GIST`."""
+    header = {"format": "gistlm.gist", "version": "1", "gist": GIST._metadata(), "sha256": GIST.id, **metadata}
+    return save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, header)
+
+
+def with_header(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with this header, bytes or JSON, and perhaps another length in front."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(raw) if length is None else length).to_bytes(8, "little") + raw + body
+
+
+def assert_refused(data: bytes, match: str | None = None) -> None:
+    with pytest.raises(GistFileError, match=match) as caught:
+        Gist.from_bytes(data, "some.gist")
+    assert "some.gist" in str(caught.value)
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("k", "layers", "width"), [(1, 1, 1), (4, 3, 8), (16, 2, 5)])
+def test_a_gist_comes_back_from_its_file_bit_for_bit(
+    tmp_path: Path, dtype: torch.dtype, k: int, layers: int, width: int
+) -> None:
+    gist = make_gist(k=k, layers=layers, width=width, dtype=dtype)
+    path = gist.save(tmp_path / "x.gist")
+    back = Gist.load(path)
+    assert same(back, gist)
+    assert back.id == gist.id
+    assert files_below(tmp_path) == ["x.gist"]
+
+
+def test_special_numbers_and_odd_names_come_back() -> None:
+    numbers = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]).reshape(1, 1, 4)
+    gist = Gist((numbers,), (-numbers,), make_info(base='naïve "model" \\ 模型\n', start=0))
+    assert same(Gist.from_bytes(gist.to_bytes()), gist)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 3), k=st.integers(1, 3), dtype=st.sampled_from(DTYPES), start=st.integers(0, 2))
+def test_ids_are_equal_for_equal_gists_and_only_for_them(seed: int, k: int, dtype: torch.dtype, start: int) -> None:
+    gist = make_gist(seed, k=k, dtype=dtype, start=start)
+    assert gist.id == make_gist(seed, k=k, dtype=dtype, start=start).id
+    assert gist.id != make_gist(seed + 1, k=k, dtype=dtype, start=start).id
+    assert gist.id != make_gist(seed, k=k, dtype=dtype, start=start + 1).id
+    assert gist.id != make_gist(seed, k=k, dtype=dtype, start=start, adapter="other").id
+    assert gist.id != replace(gist, keys=gist.values, values=gist.keys).id
+
+
+def test_an_id_does_not_change_from_one_gistlm_to_the_next() -> None:
+    tensors = tuple(torch.arange(6.0).reshape(1, 2, 3) + layer for layer in range(2))
+    gist = Gist(tensors, tensors, make_info())
+    assert gist.id == "c492f2a9708347148e495385fdc6568a97e9dc55c25eb6dcb7345affc4360803"
+
+
+def test_layers_of_different_shapes_are_kept() -> None:
+    keys = (torch.ones(2, 3, 4), torch.ones(1, 3, 8))
+    values = (torch.ones(2, 3, 6), torch.ones(1, 3, 2))
+    gist = Gist(keys, values, make_info())
+    assert same(Gist.from_bytes(gist.to_bytes()), gist)
+
+
+def test_keys_and_values_may_share_memory_or_be_views_or_have_gradients() -> None:
+    base = torch.randn(3, 2, 4, 5)
+    for keys, values in (
+        ((base[0],), (base[0],)),
+        ((base[0], base[1]), (base[1], base[2])),
+        ((base[0].transpose(1, 2),), (base[1].transpose(1, 2),)),
+        ((base[0].clone().requires_grad_(),), (base[1],)),
+    ):
+        gist = Gist(keys, values, make_info())
+        assert same(Gist.from_bytes(gist.to_bytes()), gist)
+
+
+@pytest.mark.parametrize("length", [1152, 19280])  # in little-endian these begin like a pickle and like a zip
+def test_no_header_length_makes_a_gist_look_like_a_pickle_or_a_zip(length: int) -> None:
+    short = make_gist(base="")
+    padding = length - int.from_bytes(short.to_bytes()[:8], "little")
+    gist = make_gist(base="x" * padding)
+    data = gist.to_bytes()
+    assert int.from_bytes(data[:8], "little") == length
+    assert Gist.from_bytes(data).id == gist.id
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_shortening_keeps_the_first_tokens_and_frees_the_others(kv_heads: int) -> None:
+    gist = make_gist(k=5)
+    gist = replace(
+        gist, keys=tuple(key[:kv_heads] for key in gist.keys), values=tuple(v[:kv_heads] for v in gist.values)
+    )
+    short = gist.shorten(2)
+    assert short.k == 2 and short.provenance == gist.provenance and short.end == gist.provenance.start + 2
+    for long, cut in zip((*gist.keys, *gist.values), (*short.keys, *short.values), strict=True):
+        assert torch.equal(long[:, :2], cut)
+        assert cut.untyped_storage().nbytes() == cut.nbytes
+    assert short.id == gist.shorten(4).shorten(2).id != gist.id
+    assert gist.shorten(5).id == gist.id
+
+
+@pytest.mark.parametrize("j", [0, -1, 3])
+def test_a_gist_cannot_be_shortened_to_nothing_or_to_more_than_it_has(j: int) -> None:
+    with pytest.raises(InputError, match=f"gist of 2 tokens to {j}; give a number from 1 to 2"):
+        make_gist(k=2).shorten(j)
+
+
+def test_nbytes_counts_keys_and_values() -> None:
+    assert make_gist(k=3, layers=2, width=4).nbytes == 2 * 2 * (2 * 3 * 4) * 4
+    assert make_gist(k=3, layers=2, width=4, dtype=torch.bfloat16).nbytes == 2 * 2 * (2 * 3 * 4) * 2
+
+
+def test_info_is_plain_values_under_stable_keys() -> None:
+    gist = make_gist(k=2, layers=3, width=4, prompt_tokens=30)
+    info = gist.info()
+    assert json.loads(json.dumps(info)) == info == {
+        "id": gist.id, "k": 2, "layers": 3, "kv_heads": 2, "head_dim": 4, "dtype": "float32", "nbytes": 384,
+        "prompt_nbytes": 384 * 15, "compression": 15.0, "model": "5eed" * 16, "adapter": "ada0" * 16, "base": "tiny",
+        "prompt_sha256": "ab12" * 16, "prompt_tokens": 30, "start": 3,
+    }  # fmt: skip
+
+
+def test_another_dtype_is_another_gist() -> None:
+    gist = make_gist()
+    assert gist.to(torch.bfloat16).dtype == torch.bfloat16
+    assert gist.to(torch.bfloat16).id != gist.id
+    assert gist.to(torch.float32).id == gist.id
+
+
+# Who may read it
+
+
+def test_its_own_model_may_read_a_gist() -> None:
+    GIST.check_reader(GIST.provenance.model, "tiny", torch.float32)
+
+
+def test_another_models_refusal_names_both_models() -> None:
+    with pytest.raises(
+        GistMismatchError, match=r"made for tiny \(fingerprint 5eed5eed5eed\), not for big \(0123456789ab"
+    ):
+        GIST.check_reader("0123456789abcdef", "big", torch.float32)
+
+
+def test_another_dtypes_refusal_names_both_dtypes() -> None:
+    with pytest.raises(GistMismatchError, match=r"gist is torch\.float32, the model is torch\.bfloat16"):
+        GIST.check_reader(GIST.provenance.model, "tiny", torch.bfloat16)
+
+
+# Damage
+
+
+def test_a_file_cut_short_anywhere_is_refused() -> None:
+    for length in range(len(WHOLE)):
+        assert_refused(WHOLE[:length])
+
+
+def test_a_file_with_any_one_bit_flipped_is_refused() -> None:
+    for bit in range(8 * len(WHOLE)):
+        damaged = bytearray(WHOLE)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(GistFileError):
+            Gist.from_bytes(bytes(damaged))
+            pytest.fail(f"bit {bit % 8} of byte {bit // 8} ({WHOLE[bit // 8 :][:12]!r}) made no difference")
+
+
+@settings(max_examples=300)
+@given(at=st.integers(0, len(WHOLE)), removed=st.integers(0, 64), put=st.binary(max_size=64))
+def test_a_file_with_bytes_replaced_is_refused_or_the_same_gist(at: int, removed: int, put: bytes) -> None:
+    damaged = WHOLE[:at] + put + WHOLE[at + removed :]
+    try:
+        loaded = Gist.from_bytes(damaged)
+    except GistFileError:
+        return
+    assert same(loaded, GIST)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
+    assert_refused(data)
+    assert_refused(with_header(data))
+
+
+@settings(max_examples=200)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    ),
+    st.sampled_from(["whole", "__metadata__", "gist", "tensor"]),
+)
+def test_any_json_in_the_header_is_refused(value: Any, where: str) -> None:
+    metadata: Any = {"format": "gistlm.gist", "version": "1", "gist": json.dumps(value), "sha256": GIST.id}
+    header: Any = {"__metadata__": value if where == "__metadata__" else metadata}
+    if where == "tensor":
+        header["layers.0.key"] = value
+    assert_refused(with_header(value if where == "whole" else header))
+
+
+TENSORS = GIST._tensors()
+KEY, VALUE = TENSORS["layers.0.key"], TENSORS["layers.0.value"]
+ONE = torch.ones(2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "match"),
+    [
+        ({}, "for every layer, got 0 and 0"),
+        ({"layers.0.key": KEY}, "tensors that no gist has"),
+        ({"layers.0.key": KEY, "layers.1.value": VALUE}, r"it has no 'layers\.0\.value'"),
+        ({**TENSORS, "layers.2.key": ONE, "layers.2.value": ONE}, r"it has no 'layers\.1\.key'"),
+        ({**TENSORS, "extra": ONE}, r"tensors that no gist has: \['extra'\]"),
+        ({**TENSORS, "layers.0.key": torch.ones(2, 3, 1)}, r"must be \[kv_heads, k, head_dim\]"),
+        ({**TENSORS, "layers.0.value": torch.ones(1, 2, 1)}, r"must be \[kv_heads, k, head_dim\]"),
+        (
+            {**TENSORS, "layers.1.key": torch.ones(2, 3, 1), "layers.1.value": torch.ones(2, 3, 1)},
+            r"must be \[kv_heads",
+        ),
+        ({"layers.0.key": torch.ones(4), "layers.0.value": torch.ones(4)}, r"must be \[kv_heads, k, head_dim\]"),
+        ({"layers.0.key": torch.ones(()), "layers.0.value": torch.ones(())}, "damaged"),
+        ({"layers.0.key": torch.ones(2, 0, 1), "layers.0.value": torch.ones(2, 0, 1)}, "one token or more"),
+        ({"layers.0.key": torch.ones(0, 2, 1), "layers.0.value": torch.ones(0, 2, 1)}, "damaged"),
+        ({"layers.0.key": torch.ones(2, 2, 0), "layers.0.value": torch.ones(2, 2, 0)}, "damaged"),
+        ({"layers.0.key": ONE.to(torch.int8), "layers.0.value": ONE.to(torch.int8)}, "in torch.int8"),
+        ({"layers.0.key": ONE.double(), "layers.0.value": ONE.double()}, "in torch.float64"),
+        ({**TENSORS, "layers.0.value": VALUE.to(torch.bfloat16)}, "one dtype"),
+        ({name: tensor.to(torch.float16) for name, tensor in TENSORS.items()}, "does not match its hash"),
+        ({"layers.0.key": VALUE, "layers.0.value": KEY}, "does not match its hash"),
+    ],
+)
+def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Tensor], match: str) -> None:
+    assert_refused(file_of(tensors), match)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "match"),
+    [
+        ({"version": "2"}, "format version 2; this gistlm reads version 1"),
+        ({"version": "01"}, "format version 01"),
+        ({"format": "something.else"}, "safetensors file but not a gist"),
+        ({"sha256": "0" * 64}, "does not match its hash"),
+        ({"gist": "[1]"}, "damaged"),
+        ({"gist": "{"}, "damaged"),
+        ({"gist": "[" * 100_000}, "damaged"),
+        ({"gist": "1" * 10_000}, "damaged"),
+        ({"gist": make_gist(base="tinier")._metadata()}, "does not match its hash"),
+        ({"gist": GIST._metadata().replace('"start": 3', '"start": true')}, "'start' must be int, got True"),
+        ({"gist": GIST._metadata().replace('"start": 3', '"start": -3')}, "from 0 to"),
+        ({"gist": GIST._metadata().replace('"start": 3', f'"start": {"9" * 4000}')}, "from 0 to"),
+        ({"gist": GIST._metadata().replace('"tiny"', "7")}, "'base' must be str, got 7"),
+        ({"gist": GIST._metadata().replace('"base"', '"bass"')}, "damaged"),
+        ({"gist": GIST._metadata().replace('"start": 3', '"start": 3, "more": 4')}, "damaged"),
+    ],
+)
+def test_metadata_that_is_not_this_gists_is_refused(metadata: dict[str, str], match: str) -> None:
+    assert_refused(file_of(TENSORS, **metadata), match)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"format": None}, {"version": None}, {"gist": None}, {"sha256": None}],
+    ids=lambda each: next(iter(each)),
+)
+def test_missing_metadata_is_refused(changed: dict[str, None]) -> None:
+    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST._metadata(), "sha256": GIST.id}
+    assert_refused(save_tensors(TENSORS, {name: value for name, value in metadata.items() if name not in changed}))
+
+
+def test_another_safetensors_file_is_refused_as_one() -> None:
+    assert_refused(save_tensors({"weight": torch.ones(2)}), "safetensors file but not a gist")
+    assert_refused(save_tensors({"weight": torch.ones(2)}, {"format": "pt"}), "safetensors file but not a gist")
+
+
+def _tensor(shape: list[int], dtype: str = "F32", end: int = 0) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        _tensor([0, 2**62, 2]),
+        _tensor([0, 2**63, 2]),
+        _tensor([0, 2**64]),
+        _tensor([2**32, 2**32], end=16),
+        _tensor([1, 2, 1], end=2**60),
+        _tensor([1, 16, 1], "F4", end=8),
+        _tensor([1, 8, 1], "F8_E8M0", end=8),
+        _tensor([1, 1, 1], "C64", end=8),
+        {**_tensor([1, 1, 1]), "data_offsets": [4, 0]},
+        {**_tensor([1, 1, 1]), "data_offsets": [-4, 0]},
+        {"dtype": "F32"},
+    ],
+    ids=json.dumps,
+)
+def test_impossible_tensors_are_refused_before_memory_is_taken(entry: dict[str, Any]) -> None:
+    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST._metadata(), "sha256": GIST.id}
+    header = {"__metadata__": metadata, "layers.0.key": entry, "layers.0.value": entry}
+    assert_refused(with_header(header, bytes(16)))
+
+
+@pytest.mark.parametrize("claimed", [MAX_HEADER_BYTES + 1, 1 << 40, (1 << 64) - 1])
+def test_a_header_that_claims_too_much_is_refused_unread(claimed: int) -> None:
+    assert_refused(with_header(b"{}", length=claimed), f"header claims {claimed:,} bytes")
+
+
+def test_a_header_larger_than_allowed_is_refused_although_it_is_there() -> None:
+    header = b"{" + b" " * MAX_HEADER_BYTES + b"}"
+    assert_refused(with_header(header), "header claims")
+
+
+def test_a_deeply_nested_header_is_refused() -> None:
+    assert_refused(with_header(b"[" * MAX_HEADER_BYTES), "not JSON")
+    assert_refused(with_header(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "not JSON")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_is_refused_and_never_run(tmp_path: Path, protocol: int) -> None:
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "x.gist"
+    path.write_bytes(pickle.dumps([Trap(), "padding"], protocol))
+    with pytest.raises(GistFileError, match=r"x\.gist"):
+        Gist.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_torch_checkpoint_is_refused_as_one(tmp_path: Path, new_format: bool) -> None:
+    path = tmp_path / "x.gist"
+    torch.save({"keys": KEY}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(GistFileError, match=r"x\.gist is a pickle or a zip"):
+        Gist.load(path)
+
+
+# Tensors that are no gist
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        ((), ()),
+        ((ONE,), ()),
+        ((ONE, ONE), (ONE,)),
+        ((torch.ones(2, 2),), (torch.ones(2, 2),)),
+        ((ONE,), (ONE.half(),)),
+        ((ONE.long(),), (ONE.long(),)),
+    ],
+)
+def test_tensors_that_are_no_gist_cannot_become_one(keys: Any, values: Any) -> None:
+    with pytest.raises(GistFileError):
+        Gist(keys, values, make_info())
+
+
+# Paths
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(GistFileError, match=r"there is no gist at .*x\.gist; make one with: gistlm compress"):
+        Gist.load(tmp_path / "x.gist")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.gist").touch()
+    with pytest.raises(GistFileError, match=r"x\.gist is not a gist: it has only 0 bytes"):
+        Gist.load(tmp_path / "x.gist")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "x.gist"
+    folder.mkdir()
+    with pytest.raises(GistFileError, match=r"x\.gist is not a file"):
+        Gist.load(folder)
+    with pytest.raises(GistFileError, match="cannot write the gist to"):
+        GIST.save(folder)
+    assert folder.is_dir() and files_below(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a named pipe")
+def test_a_pipe_or_a_device_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gist")
+    for path in (tmp_path / "pipe.gist", Path("/dev/zero")):
+        with pytest.raises(GistFileError, match="is not a file"):
+            Gist.load(path)
+
+
+def test_a_file_larger_than_any_gist_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "x.gist").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(GistFileError, match="a gist has at most"):
+        Gist.load(tmp_path / "x.gist")
+
+
+@pytest.mark.parametrize("name", ["a\0b.gist", "x" * 300 + ".gist", "file/x.gist"])
+def test_a_path_that_cannot_be_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GistFileError):
+        Gist.load(tmp_path / name)
+    with pytest.raises(GistFileError, match="cannot write the gist to"):
+        GIST.save(tmp_path / name)
+    assert files_below(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_forbids_writing_is_a_typed_error_and_stays_clean(tmp_path: Path) -> None:
+    GIST.save(tmp_path / "x.gist")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(GistFileError, match="Permission denied"):
+            make_gist(7).save(tmp_path / "x.gist")
+    finally:
+        tmp_path.chmod(0o700)
+    assert Gist.load(tmp_path / "x.gist").id == GIST.id
+    assert files_below(tmp_path) == ["x.gist"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_save_that_fails_leaves_the_old_gist_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    path = GIST.save(tmp_path / "x.gist")
+    monkeypatch.setattr("gistlm.files.os.replace", fail)
+    with pytest.raises(GistFileError, match=rf"cannot write the gist to .*x\.gist: {error.strerror}"):
+        make_gist(7).save(path)
+    assert Gist.load(path).id == GIST.id
+    assert files_below(tmp_path) == ["x.gist"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_kill_during_a_save_leaves_the_old_gist_or_the_new_one(tmp_path: Path) -> None:
+    path, width = tmp_path / "x.gist", 30_000
+    ids = {make_gist(seed, width=width).id for seed in (1, 2)}
+    for moment in moments_of_a_save(tmp_path, 10):
+        with killed_at(moment, save_in_turn, path, [1, 2], width):
+            assert Gist.load(path).id in ids
+    assert len(files_below(tmp_path)) > 1, "no kill ever fell into a save; the test shows nothing"
