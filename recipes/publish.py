@@ -102,10 +102,8 @@ def table(heldout: dict[str, Any]) -> list[str]:
     lines = [f"| full prompt | {heldout['full']['nll']:.3f} | 0 | 100 % | 100 % |"]
     for name, found in heldout.items():
         if name.startswith("k="):
-            gaps = (
-                f"{found[f'{key}_gap_closed']:.0%} ({interval(found[f'{key}_gap_closed_95'])})" for key in ("nll", "kl")
-            )
-            lines.append(f"| gist, {name} | {found['nll']:.3f} | {found['kl']:.3f} | {' | '.join(gaps)} |")
+            gaps = " | ".join(gap(found, key) for key in ("nll", "kl"))
+            lines.append(f"| gist, {name} | {found['nll']:.3f} | {found['kl']:.3f} | {gaps} |")
     return [*lines, f"| nothing | {heldout['none']['nll']:.3f} | {heldout['none']['kl']:.3f} | 0 % | 0 % |"]
 
 

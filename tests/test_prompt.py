@@ -100,7 +100,9 @@ def test_a_conversation_is_the_chat_templates_ids(style: str, prompt: str, turns
 def test_a_conversation_is_the_chat_templates_text(style: str) -> None:
     prompts = chat(style)
     turns = ["hello", "good day", "how is it", "fine", "bye"]
-    ids = prompts.prompt_ids("be kind") + prompts.rest_ids(conversation(*turns))
+    # where the template puts a space before an answer, the model made that space itself
+    made = [" " + turn if style == "mistral" and turn in turns[1::2] else turn for turn in turns]
+    ids = prompts.prompt_ids("be kind") + prompts.rest_ids(conversation(*made))
     assert prompts.tokenizer.decode(ids) == prompts.tokenizer.decode(template_ids(prompts, style, "be kind", turns))
 
 

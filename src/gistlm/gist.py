@@ -77,10 +77,12 @@ class Gist:
                 raise GistFileError(
                     f"a gist's layers must be [kv_heads, k, head_dim], got {[*key.shape]} and {[*value.shape]}"
                 )
+            if not key.numel() or not value.numel():
+                raise GistFileError(f"a gist cannot be empty, got {[*key.shape]} and {[*value.shape]}")
             if key.dtype != self.dtype or value.dtype != self.dtype:
                 raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
-        if not all(tensor.numel() for tensor in (*self.keys, *self.values)) or self.dtype not in DTYPES.values():
-            raise GistFileError(f"a gist holds one token or more in {', '.join(DTYPES)}, got {self.k} in {self.dtype}")
+        if self.dtype not in DTYPES.values():
+            raise GistFileError(f"a gist's dtype is one of {', '.join(DTYPES)}, got {self.dtype}")
 
     @property
     def k(self) -> int:

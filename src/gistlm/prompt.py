@@ -99,13 +99,17 @@ def chat_format(tokenizer: Any) -> PromptFormat:
     ]
     for messages in layouts:
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            asked, text = (
+                tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True)
+                for some in (messages[:-2], messages)
+            )
         except Exception:  # a template raises whatever its author chose
             continue
         pieces = re.split("|".join(map(re.escape, (prompt, first, answer, second))), text)
         if len(pieces) != 5:
             continue
-        opening, before_input, before_answer, before_second, end = pieces
+        opening, before_input, _, before_second, end = pieces
+        before_answer = asked.rpartition(first)[2]  # an answer that is quoted may have more around it, such as a space
         return PromptFormat(
             opening=opening,
             prompt="{prompt}",

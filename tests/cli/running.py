@@ -1,5 +1,6 @@
 """What the tests of the command line share beside fixtures."""
 
+import io
 import subprocess
 from collections.abc import Callable
 
@@ -10,6 +11,17 @@ PROMPT = "You answer questions about the shop. Returns are taken for thirty days
 
 Run = Callable[..., Result]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Terminal(io.StringIO):
+    """An output that remembers what was to be seen at every flush."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed: list[str] = []
+
+    def flush(self) -> None:
+        self.flushed.append(self.getvalue())
 
 
 def error_line(result: Result) -> str:

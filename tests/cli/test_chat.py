@@ -1,12 +1,11 @@
 """`gistlm chat` over a pipe and at a terminal."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.running import Run
+from cli.running import Run, Terminal
 
 from gistlm.cli.chat import Conversation
 from gistlm.engines.base import Sampling
@@ -109,12 +108,7 @@ def test_at_a_terminal_a_mistake_does_not_end_the_conversation(talk: Any, capsys
 
 
 def test_the_answer_appears_piece_by_piece(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[str] = []
-
-    class Terminal(io.StringIO):
-        def flush(self) -> None:
-            flushed.append(self.getvalue())
-
-    monkeypatch.setattr("sys.stdout", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
     talk(FakeEngine("smollm2-135m"), ["one"])
-    assert flushed[:2] == ["answer", "answer 1"]
+    assert terminal.flushed[:2] == ["answer", "answer 1"]

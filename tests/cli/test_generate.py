@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from cli.running import Run, error_line
+from cli.running import Run, Terminal, error_line
+
+from gistlm.cli.generate import generate
 
 
 def test_the_answer_is_made_over_the_gist(fake: Run, gist: Path) -> None:
@@ -24,6 +26,20 @@ def test_without_gist_and_prompt_file_there_is_no_prompt(fake: Run) -> None:
 def test_a_dash_reads_the_input_from_stdin_without_its_last_newline(fake: Run) -> None:
     report = json.loads(fake("generate", "--json", "-", stdin="one\ntwo\n").stdout)
     assert report["text"] == "answer 1 over no prompt: one\ntwo"
+
+
+def test_the_answer_appears_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    generate("Hi", engine="fake")
+    assert terminal.flushed[:2] == ["answer", "answer 1"]
+
+
+def test_the_model_is_loaded_in_the_gists_dtype_unless_told_otherwise(fake: Run, prompt: Path) -> None:
+    fake("compress", prompt, "-o", "half.gist", "--dtype", "float16")
+    assert fake("generate", "--gist", "half.gist", "Hi").exit_code == 0
+    result = fake("generate", "--gist", "half.gist", "--dtype", "float32", "Hi")
+    assert "this gist is torch.float16, the model is torch.float32" in error_line(result)
 
 
 def test_json_tells_what_the_answer_took(fake: Run, gist: Path) -> None:

@@ -26,6 +26,9 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
+    if not found:
+        print("none is shipped with this copy; train one with: gistlm train RECIPE.yaml")
+        return
     rows = [
         [
             entry["name"], entry["base"], entry["recipe"], str(entry["max_k"] or "?"), byte_count(entry["nbytes"]),
@@ -34,8 +37,6 @@ def models(as_json: JsonOption = False) -> None:
         for entry in found
     ]  # fmt: skip
     print_table(rows, header=["name", "base", "recipe", "most gist tokens", "on disk", "base here"])
-    if not found:
-        print("none is shipped with this copy; train one with: gistlm train RECIPE.yaml")
 
 
 def _describe(name: str, folder: Path) -> dict[str, Any]:
