@@ -28,13 +28,14 @@ from gistlm.gist import Gist
 
 FULL_PROMPT, CACHED_PROMPT, GIST, SAME_TOKENS = "full_prompt", "cached_prompt", "gist", "same_tokens"
 
-_WORDS = (
+_TEXT = (
     "the of and to in is that for it as was with be by on not he his but at are this have from or had an they "
     "which one you were all her she there would their we him been has when who will no more if out so up said "
     "what its about than into them can only other time new some could these two may first then do any like my "
     "now over such our man me even most made after also did many off before must well back through years much "
     "where your way down should because long each just state those people too mr how little good world make"
-).split()
+)
+_WORDS = _TEXT.split()
 
 
 class FullLengthModel(GistModel):
@@ -59,7 +60,7 @@ class Way(Protocol):
     """One way to answer a workload."""
 
     cache_bytes: int
-    """Held between requests, by all prompts of the workload."""
+    """Kept between requests, for all prompts of the workload."""
 
     def answer(self, new_tokens: int) -> list[str]:
         """Answers of exactly ``new_tokens`` tokens."""

@@ -44,6 +44,8 @@ from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
 
 Record = dict[str, Any]
+WIDTH = 180
+"""Columns of the printed tables: Markdown must not wrap."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
                 advance(prompt_tokens * batch)
                 if options.json:
                     write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
-    show(figures, Console())
+    show(figures, Console(width=WIDTH))
     if options.plot:
         plots.draw(figures, options.plot)
 
@@ -216,7 +218,7 @@ def measure_generation(
             "first_token_s": spread(first[name]),
             "answer_s": spread(whole[name]),
             "tokens_per_s": len(workload) * settings.new_tokens / statistics_of(whole[name]),
-            "cache_bytes": way.cache_bytes,
+            "cache_bytes": way.cache_bytes // len(workload),
             "peak_bytes": held_peak(way.cache_bytes, lambda way=way: way.answer(settings.new_tokens)),
         }
         for name, way in ways.items()
@@ -236,7 +238,7 @@ def held_peak(cache_bytes: int, call: Callable[[], object]) -> int | None:
 
 
 def count_all_flops(model: FullLengthModel, settings: Settings, prompt_tokens: int) -> dict[str, int]:
-    """FLOPs of one answer by condition, and of compressing and encoding its prompt; a batch takes as many times more."""
+    """FLOPs of one answer by condition, of compressing and of plain prefill, for a batch of one: they grow with it."""
     workload = make_workload(model.checkpoint, (prompt_tokens, settings.input_tokens), 1, settings.seed)
     ids = torch.tensor([model.checkpoint.prompts.prompt_ids(workload.prompts[0])], device=model.device)
     ways = all_ways(model, workload, settings.k)
@@ -260,7 +262,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a name from `gistlm models`, a folder or a hub id")
-    parser.add_argument("--untrained", metavar="BASE", help="a fresh checkpoint over this base instead: it costs the same")
+    parser.add_argument(
+        "--untrained", metavar="BASE", help="a fresh checkpoint over this base instead: it costs the same"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), help="of weights and caches; the base's own by default")
     parser.add_argument("--k", type=int, default=4, help="gist tokens")
     parser.add_argument("--prompts", type=numbers, default=[32, 128, 512, 2048], help="prompt lengths in tokens")

@@ -34,7 +34,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         lengths = [row["prompt_tokens"] for row in rows]
         for axes, values in (
             (time_axes, [row["first_token_s"]["median"] * 1000 for row in rows]),
-            (cache_axes, [row["cache_bytes"] / batch / 1e6 for row in rows]),
+            (cache_axes, [row["cache_bytes"] / 1e6 for row in rows]),
             (flops_axes, [row["flops"] / batch / 1e9 for row in rows]),
         ):
             axes.plot(lengths, values, marker="o", label=label)
@@ -48,7 +48,9 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     pay_axes.set_ylim(bottom=0)
     machine = figures["machine"]
     k = figures["settings"]["k"]
-    figure.suptitle(f"{figures['model']}, k={k}, batch {batch}; {machine['cpu']}, {machine['threads']} threads, {machine['dtype']}")
+    figure.suptitle(
+        f"{figures['model']}, k={k}, batch {batch}; {machine['cpu']}, {machine['threads']} threads, {machine['dtype']}"
+    )
     figure.savefig(path, dpi=120)
 
 

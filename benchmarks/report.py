@@ -22,7 +22,7 @@ def show(figures: Record, console: Console) -> None:
     )
     for table in (generation(figures), ratios(figures), compression(figures)):
         console.print()
-        console.print(table, width=140)
+        console.print(table)
 
 
 def generation(figures: Record) -> Table:
@@ -48,7 +48,9 @@ def generation(figures: Record) -> Table:
 def ratios(figures: Record) -> Table:
     """The gist's time divided by each other condition's; below 1 the gist is faster."""
     others = ("full_prompt", "cached_prompt", "same_tokens")
-    table = _table("prompt", "batch", *(f"{kind} / {other.replace('_', ' ')}" for kind in ("first", "answer") for other in others))
+    table = _table(
+        "prompt", "batch", *(f"{kind} / {other.replace('_', ' ')}" for kind in ("first", "answer") for other in others)
+    )
     for row in figures["comparison"]:
         found = [_range(row[f"{kind}_vs_{other}"]) for kind in ("first_token", "answer") for other in others]
         table.add_row(str(row["prompt_tokens"]), str(row["batch"]), *found)
@@ -58,7 +60,15 @@ def ratios(figures: Record) -> Table:
 def compression(figures: Record) -> Table:
     """Compressing against plain prefill, and when it has paid for itself."""
     table = _table(
-        "prompt", "batch", "compress, ms", "prefill, ms", "tokens/s", "prefill tokens/s", "speed / prefill", "paid after", "cache saved"
+        "prompt",
+        "batch",
+        "compress, ms",
+        "prefill, ms",
+        "tokens/s",
+        "prefill tokens/s",
+        "speed / prefill",
+        "paid after",
+        "cache saved",
     )
     for row, compared in zip(figures["compression"], figures["comparison"], strict=True):
         after = compared["requests_to_pay"]

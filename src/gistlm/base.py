@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,17 @@ PACKAGE = "package:"
 _SAMPLES = 64
 
 
-def load_base(name: str, device: str | None, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Any]:
-    """A stock model in eval mode and its tokenizer.
+class Base(NamedTuple):
+    """A stock model and what identifies it."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    fingerprint: str
+    """Of the weights as the files hold them, before any change of dtype."""
+
+
+def load_base(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
+    """A stock model in eval mode, its tokenizer and its fingerprint.
 
     dtype: None keeps the file's own. Raises `ModelNotFoundError`, `ModelError` or `MissingDependencyError`.
     """
@@ -39,13 +48,14 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | str | None) ->
                 f"{name} is an encoder-decoder model ({config.model_type}); "
                 f"only decoder-only models can be gisted so far"
             )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise _explain(name, error) from error
-    return model.eval().to(device or default_device()), tokenizer
+    fingerprint = fingerprint_weights(dict(model.named_parameters()))
+    return Base(model.eval().to(device or default_device(), dtype or model.dtype), tokenizer, fingerprint)
 
 
 def default_device() -> str:
@@ -56,7 +66,7 @@ def default_device() -> str:
 def fingerprint_weights(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes and 64 spread samples of every tensor, read as bfloat16.
 
-    It tells models apart, in any dtype and in milliseconds; it is no defence against an attacker.
+    It tells models apart in milliseconds; it is no defence against an attacker.
     """
     parts = []
     for name, tensor in sorted(tensors.items()):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gistlm.architecture import Architecture, inspect_architecture
+from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.files import sha256, write_atomically
@@ -31,6 +33,7 @@ from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 CONFIG = "gistlm.json"
 EMBEDDINGS = "gist_embeddings.safetensors"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GIST_TOKEN = "<GIST>"
 """The original project's gist token, an entry of its vocabularies."""
 VERSION = 1
@@ -54,7 +57,7 @@ class CheckpointConfig:
     """Folder, hub id or package file of the model underneath; "." when it lies in the checkpoint's own folder."""
     recipe: Recipe
     base_fingerprint: str
-    """Of the weights that the checkpoint was trained on."""
+    """Of the base's weights: those trained on, and once loaded those in use."""
     name: str
     """For people."""
 
@@ -71,7 +74,9 @@ class Checkpoint:
         prompts: PromptTokenizer,
     ) -> None:
         self.config = config
-        self.reader = reader
+        # peft froze the tensors that reader and writer share, and torch multiplies the last token's slice by frozen
+        # weights as a batch of products: its logits took 20 to 80 times as long. Training chooses for itself.
+        self.reader = reader.requires_grad_(True)
         self.writer: Any = writer
         """A `PeftModel`, or the reader itself."""
         self.gist_embeddings = nn.Parameter(gist_embeddings.to(reader.device), requires_grad=False)
@@ -104,11 +109,32 @@ class Checkpoint:
         decoder: nn.Module = model.get_decoder()
         return decoder
 
+    @property
+    def adapts_columns(self) -> bool:
+        """Whether `adapter_on_last` is exact: only where every linear layer takes [batch, tokens, channels]."""
+        return not self._adapted or self.architecture.name in TESTED
+
+    @cached_property
+    def _adapted(self) -> list[Any]:
+        return [module for module in self.writer.modules() if hasattr(module, "lora_A")]
+
+    @contextmanager
+    def adapter_on_last(self, columns: int) -> Iterator[None]:
+        """Meanwhile the writer's adapter acts on the last ``columns`` tokens only; the others pass the bare base."""
+        for layer in self._adapted:
+            layer.forward = partial(_forward_on_last, layer, columns)
+        try:
+            yield
+        finally:
+            for layer in self._adapted:
+                del layer.forward
+
     @cached_property
     def fingerprint(self) -> str:
         """Of what reads a gist: the reader's weights, the tokenizer and the prompt format."""
         return sha256(
-            fingerprint_weights(dict(self.reader.named_parameters())).encode(),
+            self.config.base_fingerprint.encode(),
+            self.adapter_fingerprint.encode() if self.config.recipe == Recipe.PAPER else b"",
             fingerprint_tokenizer(self.prompts.tokenizer).encode(),
             json.dumps(self.prompts.format.to_dict(), sort_keys=True).encode(),
         )
@@ -116,16 +142,17 @@ class Checkpoint:
     @cached_property
     def adapter_fingerprint(self) -> str:
         """Of what writes a gist: adapter and gist embeddings."""
-        return fingerprint_weights({"gist_embeddings": self.gist_embeddings, **adapter_weights(self.writer)})
+        adapter = {name.replace(".default", ""): tensor for name, tensor in adapter_weights(self.writer).items()}
+        return fingerprint_weights({"gist_embeddings": self.gist_embeddings, **adapter})
 
     @classmethod
     def create(
         cls, base: str, *, recipe: Recipe, max_k: int, lora_rank: int | None, device: str | None = None,
-        dtype: torch.dtype | str | None = None, prompt_format: PromptFormat | None = None, seed: int = 0,
+        dtype: torch.dtype | None = None, prompt_format: PromptFormat | None = None, seed: int = 0,
     ) -> Checkpoint:  # fmt: skip
         """An untrained checkpoint over a stock model. lora_rank None (`paper` only) trains every weight."""
-        reader, tokenizer = load_base(base, device, dtype)
-        config = CheckpointConfig(base, recipe, fingerprint_weights(dict(reader.named_parameters())), Path(base).stem)
+        reader, tokenizer, fingerprint = load_base(base, device, dtype)
+        config = CheckpointConfig(base, recipe, fingerprint, Path(base).stem)
         embeddings = initial_embeddings(reader, max_k, seed)
         if prompt_format is None:
             prompt_format = replace(default_format(tokenizer), opening_visible=recipe == Recipe.FROZEN)
@@ -137,7 +164,7 @@ class Checkpoint:
 
     @classmethod
     def load(
-        cls, folder: Path, base: str | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
+        cls, folder: Path, base: str | None = None, device: str | None = None, dtype: torch.dtype | None = None
     ) -> Checkpoint:
         """Read a checkpoint folder. ``base`` replaces the recorded one (its weights may then differ).
 
@@ -145,15 +172,18 @@ class Checkpoint:
         """
         config, prompt_format = _read_config(folder)
         where = base or (str(folder) if config.base == "." else config.base)
-        reader, tokenizer = load_base(where, device, dtype)
-        if base is None and fingerprint_weights(dict(reader.named_parameters())) != config.base_fingerprint:
+        reader, tokenizer, fingerprint = load_base(where, device, dtype)
+        if base is None and fingerprint != config.base_fingerprint:
             raise ModelError(
                 f"{where} has other weights than the base that {folder} was trained on; name one with base="
             )
         try:
-            embeddings = load_file(folder / EMBEDDINGS)["gist_embeddings"].to(reader.dtype)
+            trained = load_file(folder / EMBEDDINGS)
+            embeddings = trained["gist_embeddings"].to(reader.dtype)
+            if (folder / ADAPTER).exists():
+                trained |= load_file(folder / ADAPTER_WEIGHTS)
         except (OSError, SafetensorError, KeyError) as error:
-            raise ModelError(f"{folder} has no usable {EMBEDDINGS}: {error}") from error
+            raise ModelError(f"{folder} has no usable {EMBEDDINGS} or {ADAPTER_WEIGHTS}: {error}") from error
         if embeddings.dim() != 2 or embeddings.shape[1] != embedding_weight(reader).shape[1]:
             raise ModelError(f"{folder}/{EMBEDDINGS} is {[*embeddings.shape]}, which does not fit {where}")
         writer: Any = reader
@@ -161,7 +191,10 @@ class Checkpoint:
             writer = _load_adapter(reader, folder, share=config.recipe == Recipe.FROZEN)
             if config.recipe == Recipe.PAPER:
                 reader = writer = writer.merge_and_unload().eval()
-        return cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format))
+        config = replace(config, base_fingerprint=fingerprint)
+        made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format))
+        made.adapter_fingerprint = fingerprint_weights(trained)  # as the files hold it, before any change of dtype
+        return made
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:
         """Write a hub-shaped folder: adapter or model, gist embeddings, `gistlm.json`, and a model card if given."""
@@ -190,6 +223,17 @@ def add_lora(reader: PreTrainedModel, rank: int, *, share: bool) -> nn.Module:
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(_twin(reader) if share else reader, config).eval()
+
+
+def _forward_on_last(layer: Any, columns: int, x: Tensor) -> Tensor:
+    """A peft LoRA layer's forward with its low-rank term on the last columns of x [batch, tokens, channels] only."""
+    result: Tensor = layer.base_layer(x)
+    for name in layer.active_adapters:
+        down, up = layer.lora_A[name], layer.lora_B[name]
+        tail = x[:, -columns:].flatten(0, 1).to(down.weight.dtype)  # [batch * columns, channels]
+        update = up(down(tail)).unflatten(0, (-1, columns))
+        result[:, -columns:].add_(update, alpha=layer.scaling[name])
+    return result
 
 
 def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Prompts in, gists out: the cached form of the gist mask, batched and differentiable.
 
 The prompt runs through the reader, the gist tokens through the writer over the prompt's cache, and the gist
-tokens' slice of that cache is the gist. Knows nothing of generation, files or training.
+tokens' slice of that cache is the gist. `encode_prompts` and `write_gists` do so in two passes, which training
+needs; `compress` does both in one, which is faster. Knows nothing of generation, files or training.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     if not ids:
         return []
     with torch.no_grad():
-        encoded = encode_prompts(checkpoint, ids)
-        key_values = write_gists(checkpoint, encoded, k)
-    return [_gist(checkpoint, key_values, row, encoded, ids[row]) for row in range(len(ids))]
+        if checkpoint.adapts_columns:
+            key_values, starts = one_pass(checkpoint, ids, k)
+        else:
+            encoded = encode_prompts(checkpoint, ids)
+            key_values, starts = write_gists(checkpoint, encoded, k), encoded.gist_start
+    return [_gist(checkpoint, key_values, row, start, ids[row]) for row, start in enumerate(starts.tolist())]
 
 
 def check_k(k: int, largest: int) -> None:
@@ -107,6 +111,31 @@ def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
     return [(keys[:, :, -k:], values[:, :, -k:]) for keys, values in key_values_of(cache)]
 
 
+def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tuple[KeyValues, Tensor]:
+    """What `encode_prompts` and `write_gists` give, in one pass of prompts and gist tokens side by side.
+
+    Without a rest the gist mask is the plain causal one, so the model's own serves; the adapter is kept off the
+    prompt. Returns the gist tokens' keys and values [batch, kv_heads, k, head_dim] and positions of the first [batch].
+    """
+    tokens, prompt_parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
+    lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
+    starts = prompt_starts(checkpoint, lengths)
+    gist_parts = torch.full((len(ids), k), int(Part.GIST), device=tokens.device)
+    parts = torch.cat([prompt_parts, gist_parts], dim=1)
+    gist = checkpoint.gist_embeddings[:k].to(checkpoint.reader.dtype).expand(len(ids), -1, -1)
+    cache = DynamicCache()
+    with checkpoint.adapter_on_last(k):
+        checkpoint.writer_decoder(
+            inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), gist], dim=1),
+            attention_mask=column_mask(parts),
+            position_ids=left_positions(parts, starts),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    written = [(keys[:, :, -k:], values[:, :, -k:]) for keys, values in key_values_of(cache)]
+    return written, starts + lengths
+
+
 def encode_opening(checkpoint: Checkpoint) -> KeyValues:
     """Keys and values [1, kv_heads, h, head_dim] of the visible opening; an empty list when there is none."""
     if not checkpoint.opening_tokens:
@@ -156,14 +185,14 @@ def key_values_of(cache: DynamicCache) -> KeyValues:
     return [(keys, values) for keys, values, _ in cache]
 
 
-def _gist(checkpoint: Checkpoint, key_values: KeyValues, row: int, encoded: Encoded, ids: list[int]) -> Gist:
+def _gist(checkpoint: Checkpoint, key_values: KeyValues, row: int, start: int, ids: list[int]) -> Gist:
     provenance = GistInfo(
         model=checkpoint.fingerprint,
         adapter=checkpoint.adapter_fingerprint,
         base=checkpoint.config.name,
         prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in ids)),
         prompt_tokens=len(ids),
-        start=int(encoded.gist_start[row]),
+        start=start,
     )
     # .clone() detaches the row from the batch's memory: a kept gist must not keep its neighbours alive
     keys = tuple(key[row].clone() for key, _ in key_values)

@@ -25,7 +25,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from gistlm.base import fingerprint_weights, load_base
+from gistlm.base import Base, fingerprint_weights, load_base
 from gistlm.checkpoint import GIST_TOKEN, Checkpoint, CheckpointConfig, Recipe, embedding_weight
 from gistlm.errors import MissingDependencyError, ModelError
 from gistlm.prompt import PromptFormat, PromptTokenizer, paper_format
@@ -50,7 +50,7 @@ def is_legacy(folder: Path) -> bool:
         return False
 
 
-def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | str | None) -> Checkpoint:
+def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | None) -> Checkpoint:
     """An original checkpoint as one of ours, recipe `paper`; saved again, it is an ordinary gistlm checkpoint.
 
     Raises `UnsupportedModelError` for an encoder-decoder model, and `ModelError` for a weight difference or
@@ -60,10 +60,10 @@ def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | str | Non
     has_weights = any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
     if not has_weights and not _read_json(folder / "config.json").get("is_encoder_decoder"):
         raise ModelError(f"{folder} holds no safetensors; if it is a difference to a base model's weights, {remedy}")
-    reader, tokenizer = _load(str(folder), device, dtype)
-    if _is_difference(reader):
+    loaded = _load(str(folder), device, dtype)
+    if _is_difference(loaded.model):
         raise ModelError(f"{folder} holds no model but the difference to a base model's weights; {remedy}")
-    return _checkpoint(reader, tokenizer, str(folder))
+    return _checkpoint(loaded, str(folder))
 
 
 def convert(diff: str, base: str, output: str) -> Path:
@@ -75,28 +75,29 @@ def convert(diff: str, base: str, output: str) -> Path:
     target = Path(output).expanduser()
     if target.exists():
         raise ModelError(f"{target} exists already; give a folder that does not")
-    tuned, tokenizer = _load(diff, "cpu", torch.float32)
+    tuned, tokenizer, _ = _load(diff, "cpu", torch.float32)
     if not _is_difference(tuned):
         raise ModelError(f"{diff} is no difference but a whole model; load it as it is")
-    stock, _ = load_base(base, "cpu", torch.float32)
+    stock, _, _ = load_base(base, "cpu", torch.float32)
     if _is_difference(stock):
         raise ModelError(f"the base {base} is itself a difference; give the model that {diff} was made from")
     _add(tuned, stock, diff, base)
-    checkpoint = _checkpoint(tuned, tokenizer, diff)
+    whole = Base(tuned, tokenizer, fingerprint_weights(dict(tuned.named_parameters())))
+    checkpoint = _checkpoint(whole, diff)
     try:
         return _write_whole(checkpoint, target)
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(f"cannot write the model to {target}: {error}") from error
 
 
-def _load(name: str, device: str | None, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Any]:
+def _load(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
     """The stock model and its tokenizer as it was in training."""
     old = not _has_file(name, "tokenizer.json")
     if old and _has_file(name, "tokenizer.model"):
         for package in ("sentencepiece", "google.protobuf"):
             if not _is_installed(package):
                 raise MissingDependencyError(package, f"the tokenizer of {name}", "pip install sentencepiece protobuf")
-    model, tokenizer = load_base(name, device, dtype)
+    model, tokenizer, fingerprint = load_base(name, device, dtype)
     known = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
     rows = embedding_weight(model).shape[0]
     index, token = known.get(GIST_TOKEN, (None, None))
@@ -112,13 +113,12 @@ def _load(name: str, device: str | None, dtype: torch.dtype | str | None) -> tup
     tokenizer.add_tokens([restored], special_tokens=True)
     if old and tokenizer.bos_token:
         tokenizer.add_bos_token = tokenizer.init_kwargs.get("add_bos_token", True)
-    return model, tokenizer
+    return Base(model, tokenizer, fingerprint)
 
 
-def _checkpoint(model: PreTrainedModel, tokenizer: Any, name: str) -> Checkpoint:
-    config = CheckpointConfig(
-        name, Recipe.PAPER, fingerprint_weights(dict(model.named_parameters())), Path(name).name or name
-    )
+def _checkpoint(base: Base, name: str) -> Checkpoint:
+    model, tokenizer, fingerprint = base
+    config = CheckpointConfig(name, Recipe.PAPER, fingerprint, Path(name).name or name)
     index = torch.tensor([tokenizer.convert_tokens_to_ids(GIST_TOKEN)], device=model.device)
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(index).repeat(MAX_K, 1)

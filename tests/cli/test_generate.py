@@ -1,5 +1,6 @@
 """`gistlm generate`: what stands before the input, where output goes, and the comparison."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from cli.running import Run, Terminal, error_line
 
 from gistlm.cli.generate import generate
+from gistlm.cli.text import read_input
 
 
 def test_the_answer_is_made_over_the_gist(fake: Run, gist: Path) -> None:
@@ -23,9 +25,15 @@ def test_without_gist_and_prompt_file_there_is_no_prompt(fake: Run) -> None:
     assert fake("generate", "Hi").stdout == "answer 1 over no prompt: Hi\n"
 
 
-def test_a_dash_reads_the_input_from_stdin_without_its_last_newline(fake: Run) -> None:
+def test_a_dash_reads_the_input_from_stdin(fake: Run) -> None:
     report = json.loads(fake("generate", "--json", "-", stdin="one\ntwo\n").stdout)
     assert report["text"] == "answer 1 over no prompt: one\ntwo"
+
+
+@pytest.mark.parametrize(("piped", "read"), [(b"a\nb\n", "a\nb"), (b"a\r\n", "a"), (b"a\n\n", "a\n"), (b" a", " a")])
+def test_only_the_last_newline_of_stdin_is_left_out(monkeypatch: pytest.MonkeyPatch, piped: bytes, read: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(piped)))
+    assert read_input("-") == read
 
 
 def test_the_answer_appears_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +112,9 @@ def test_compare_refuses_a_prompt_that_the_gist_was_not_made_of(fake: Run, gist:
     assert "made of another prompt (16 tokens) than the one given (2 tokens)" in line
 
 
-def test_compare_refuses_a_gist_of_another_model(fake: Run, gist: Path, prompt: Path) -> None:
-    line = error_line(fake("generate", "-g", gist, "-p", prompt, "--compare", "--model", "other", "Why?"))
+def test_compare_names_another_model_before_another_prompt(fake: Run, gist: Path) -> None:
+    Path("other.txt").write_text("Another prompt.")
+    line = error_line(fake("generate", "-g", gist, "-p", "other.txt", "--compare", "--model", "other", "Why?"))
     assert "made for smollm2-135m" in line and "not for other" in line
 
 

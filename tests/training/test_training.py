@@ -1,0 +1,259 @@
+"""Both recipes and the controls on a tiny model: losses fall, a killed run resumes to the same losses, results load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import save_tiny, tiny_model
+from transformers import TrainerCallback
+
+from gistlm import GistModel
+from gistlm.base import load_base
+from gistlm.checkpoint import ADAPTER, CONFIG, EMBEDDINGS
+from gistlm.errors import DataError, InputError
+from gistlm.training.config import TrainConfig, parse_config, read_config
+from gistlm.training.loop import train
+
+COLOURS = ("red", "blue", "green", "black")
+RECIPES: dict[str, dict[str, Any]] = {
+    "frozen": {"recipe": "frozen", "lora_rank": 4, "learning_rate": 1e-2, "gist_learning_rate": 3e-2},
+    "paper with a LoRA": {"recipe": "paper", "lora_rank": 4, "learning_rate": 1e-2},
+    "paper with every weight": {"recipe": "paper", "lora_rank": None, "learning_rate": 3e-3},
+    "positive control": {"recipe": "paper", "lora_rank": 4, "condition": "positive", "learning_rate": 1e-2},
+    "negative control": {"recipe": "paper", "lora_rank": 4, "condition": "negative", "learning_rate": 1e-2},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("training") / "base", "llama"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Prompts that name a colour, inputs that ask for it."""
+    path = tmp_path_factory.mktemp("training") / "rows.jsonl"
+    made = [
+        {"prompt": f"{i}: it is {COLOURS[i % 4]}", "input": f"what {i % 3}?", "output": COLOURS[i % 4]}
+        for i in range(32)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return str(path)
+
+
+def options(base: str, rows: str, output: Path, **more: Any) -> dict[str, Any]:
+    small = {"max_k": 4, "steps": 30, "batch_size": 4, "save_every": 100, "validation_rows": 4, "device": "cpu"}
+    return {"base": base, "data": [{"path": rows}], "output": str(output), **small, **more}
+
+
+def figures(output: Path) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((output / "training.json").read_text())
+    return made
+
+
+def logged(output: Path) -> list[float]:
+    """The losses in Trainer's own history of the newest save."""
+    saves = sorted((output / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    state = json.loads((saves[-1] / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_its_checkpoint_loads_and_generates(
+    name: str, base: str, rows: str, tmp_path: Path
+) -> None:
+    output = train(parse_config(options(base, rows, tmp_path / "out", **RECIPES[name])))
+
+    losses = figures(output)["losses"]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    model = GistModel.from_pretrained(output, device="cpu")
+    assert model.max_k == 4
+    assert model.checkpoint.config.recipe == RECIPES[name]["recipe"]
+    gists = model.compress(["1: it is blue", "2: it is green"], k=4)
+    mixed = [gists[0], None, gists[1].shorten(1)]
+    answers = model.generate(["what 1?", "what 2?", "what 3?"], mixed, max_new_tokens=4)
+    assert len(answers) == 3 and all(isinstance(answer, str) for answer in answers)
+    assert model.generate("what 1?", prompts="1: it is blue", max_new_tokens=4) is not None
+
+
+def test_a_frozen_checkpoint_holds_adapter_and_embeddings_but_no_base(base: str, rows: str, tmp_path: Path) -> None:
+    output = train(parse_config(options(base, rows, tmp_path / "out", **RECIPES["frozen"], steps=2)))
+    assert {CONFIG, EMBEDDINGS, ADAPTER, "adapter_model.safetensors"} <= {path.name for path in output.iterdir()}
+    assert not (output / "model.safetensors").exists()
+    assert all("lora_" in name for name in load_file(output / "adapter_model.safetensors"))
+    assert figures(output)["base_unchanged"] is True
+
+
+def test_a_trained_paper_checkpoint_reads_with_the_weights_it_was_trained_with(
+    base: str, rows: str, tmp_path: Path
+) -> None:
+    with_lora, whole = tmp_path / "lora", tmp_path / "whole"
+    train(parse_config(options(base, rows, with_lora, **RECIPES["paper with a LoRA"], steps=3)))
+    train(parse_config(options(base, rows, whole, **RECIPES["paper with every weight"], steps=3)))
+    stock = tiny_model("llama").state_dict()
+    for output in (with_lora, whole):
+        weights = GistModel.from_pretrained(output, device="cpu").checkpoint.reader.state_dict()
+        assert weights.keys() == stock.keys()
+        assert any(not torch.equal(weights[name], stock[name]) for name in stock)
+    assert json.loads((whole / CONFIG).read_text())["base"] == "."
+    assert load_base(str(whole), "cpu", None)[0].config.model_type == "llama"
+
+
+@pytest.mark.parametrize("condition", ["positive", "negative"])
+def test_a_control_learns_nothing_about_gist_tokens(condition: str, base: str, rows: str, tmp_path: Path) -> None:
+    chosen = {**RECIPES["paper with a LoRA"], "condition": condition}
+    short = train(parse_config(options(base, rows, tmp_path / "short", **chosen, steps=1)))
+    longer = train(parse_config(options(base, rows, tmp_path / "longer", **chosen, steps=4)))
+    one, other = (load_file(output / EMBEDDINGS)["gist_embeddings"] for output in (short, longer))
+    assert torch.equal(one, other)
+
+
+def test_validation_is_measured_at_every_save_on_prompts_held_out(base: str, rows: str, tmp_path: Path) -> None:
+    output = train(parse_config(options(base, rows, tmp_path / "out", **RECIPES["frozen"], steps=6, save_every=3)))
+    history = figures(output)["validation"]
+    assert [entry["step"] for entry in history] == [3, 6]
+    for entry in history:
+        assert entry["rows"] == 4
+        assert {"full", "none", "k=1", "k=4"} <= set(entry)
+        assert entry["none"]["kl"] > 0
+
+
+# Resuming
+
+KILLED = """
+import json, os, signal, sys
+from transformers import TrainerCallback
+from gistlm.training.config import parse_config
+from gistlm.training.loop import train
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(parse_config(json.loads(sys.argv[1])), [Kill()])
+"""
+
+
+class Steps(TrainerCallback):
+    """Records the steps that a run takes."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.taken.append(state.global_step)
+
+
+@pytest.mark.parametrize("name", ["frozen", "paper with a LoRA", "paper with every weight"])
+def test_a_killed_run_goes_on_to_the_losses_of_one_that_was_not(
+    name: str, base: str, rows: str, tmp_path: Path
+) -> None:
+    """Killed at step 8 of 14, in the second epoch, with its last save at step 6."""
+    chosen = {**RECIPES[name], "steps": 14, "save_every": 3, "threads": 1}
+    whole = train(parse_config(options(base, rows, tmp_path / "whole", **chosen)))
+
+    interrupted = options(base, rows, tmp_path / "killed", **chosen)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(interrupted), "8"], env=environment, capture_output=True, check=False
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+    assert not (tmp_path / "killed" / "training.json").exists()
+    steps = Steps()
+    resumed = train(parse_config(interrupted), [steps])
+
+    assert steps.taken == list(range(7, 15))
+    assert len(figures(whole)["losses"]) == 14
+    assert figures(resumed)["losses"] == figures(whole)["losses"]
+    assert figures(resumed)["tokens"] == figures(whole)["tokens"]
+    assert figures(resumed)["validation"] == figures(whole)["validation"]
+    assert logged(resumed) == logged(whole)
+    one, other = (load_file(output / EMBEDDINGS)["gist_embeddings"] for output in (whole, resumed))
+    assert torch.equal(one, other)
+
+
+def test_a_save_that_was_cut_short_is_passed_over(base: str, rows: str, tmp_path: Path) -> None:
+    chosen = {**RECIPES["frozen"], "steps": 6, "save_every": 3}
+    output = train(parse_config(options(base, rows, tmp_path / "out", **chosen)))
+    losses = figures(output)["losses"]
+    (output / "run" / "checkpoint-6" / "trainer_state.json").unlink()
+    assert figures(train(parse_config(options(base, rows, tmp_path / "out", **chosen))))["losses"] == losses
+
+
+def test_a_folder_with_a_run_of_another_recipe_is_refused(base: str, rows: str, tmp_path: Path) -> None:
+    train(parse_config(options(base, rows, tmp_path / "out", **RECIPES["frozen"], steps=2)))
+    before = figures(tmp_path / "out")
+    with pytest.raises(InputError, match="holds a run of another recipe"):
+        train(parse_config(options(base, rows, tmp_path / "out", **RECIPES["frozen"], steps=3)))
+    assert figures(tmp_path / "out") == before
+
+
+def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str, tmp_path: Path) -> None:
+    chosen = {**RECIPES["frozen"], "steps": 2}
+    train(parse_config(options(base, rows, tmp_path / "out", **chosen, threads=1)))
+    train(parse_config(options(base, rows, tmp_path / "out", **chosen)))
+
+
+# Bad recipes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"max_k": 0}, "max_k must be 1 or more"),
+        ({"fixed_k": 5}, "fixed_k must be from 1 to max_k=4"),
+        ({"lora_rank": None}, "frozen recipe needs a lora_rank"),
+        ({"condition": "positive"}, "frozen recipe needs a lora_rank and trains the condition gist only"),
+        ({"dtype": "int8"}, "dtype must be"),
+        ({"recipe": "thawed"}, "thawed"),
+        ({"data": []}, "a recipe needs data"),
+    ],
+)
+def test_an_impossible_option_is_refused(
+    wrong: dict[str, Any], message: str, base: str, rows: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config({**options(base, rows, tmp_path), **wrong})
+
+
+def test_an_unknown_option_is_refused_with_those_there_are(base: str, rows: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no option 'step'; the options are base, output"):
+        parse_config(options(base, rows, tmp_path, step=3))
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "just words"])
+def test_a_file_that_is_no_recipe_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match="recipe"):
+        read_config(path)
+
+
+def test_a_missing_recipe_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no recipe at"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_a_recipe_file_with_overrides_is_a_config(base: str, rows: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(options(base, rows, tmp_path)))
+    made = read_config(path, {"steps": 7})
+    assert isinstance(made, TrainConfig)
+    assert (made.steps, made.data[0].path) == (7, rows)
+
+
+def test_too_few_short_rows_are_refused(base: str, rows: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="short enough"):
+        train(parse_config(options(base, rows, tmp_path / "out", max_tokens=5)))
