@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import plots
@@ -191,17 +192,12 @@ def measure_compression(model: FullLengthModel, settings: Settings, workload: Wo
         "prefill_s": spread(seconds["prefill"]),
         "compress_tokens_per_s": (prompt_tokens + gist_tokens) / compress_s["median"],
         "compress_prompt_tokens_per_s": prompt_tokens / compress_s["median"],
-        "prefill_tokens_per_s": prompt_tokens / statistics_of(seconds["prefill"]),
+        "prefill_tokens_per_s": prompt_tokens / median(seconds["prefill"]),
         "speed_ratio": {name: ratio * share for name, ratio in per_prompt_token.items()},
         "prompt_speed_ratio": per_prompt_token,
         "compress_peak_bytes": peak_memory(lambda: model.compress(workload.prompts, settings.k)),
         "prefill_peak_bytes": peak_memory(lambda: prefill(model.checkpoint, ids)),
     }
-
-
-def statistics_of(seconds: list[float]) -> float:
-    """The median alone."""
-    return spread(seconds)["median"]
 
 
 def measure_generation(
@@ -217,7 +213,7 @@ def measure_generation(
         name: {
             "first_token_s": spread(first[name]),
             "answer_s": spread(whole[name]),
-            "tokens_per_s": len(workload) * settings.new_tokens / statistics_of(whole[name]),
+            "tokens_per_s": len(workload) * settings.new_tokens / median(whole[name]),
             "cache_bytes": way.cache_bytes // len(workload),
             "peak_bytes": held_peak(way.cache_bytes, lambda way=way: way.answer(settings.new_tokens)),
         }

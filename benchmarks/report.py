@@ -16,8 +16,9 @@ def show(figures: Record, console: Console) -> None:
     machine, settings = figures["machine"], figures["settings"]
     console.print(
         f"{figures['model']}, k={settings['k']}, inputs of {settings['input_tokens']} and answers of "
-        f"{settings['new_tokens']} tokens, {settings['repeats']} rounds; {machine['cpu']}, {machine['threads']} threads, "
-        f"{machine['dtype']}, torch {machine['torch']}, transformers {machine['transformers']}",
+        f"{settings['new_tokens']} tokens, {settings['repeats']} rounds; {machine['cpu']}, "
+        f"{machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}, "
+        f"transformers {machine['transformers']}",
         highlight=False,
     )
     for table in (generation(figures), ratios(figures), compression(figures)):

@@ -61,7 +61,7 @@ def killed_at(moment: Callable[[], object], target: Callable[..., None], *argume
     process.start()
     theirs.close()
     try:
-        assert ours.poll(60), "the writer never began"
+        assert ours.poll(200), "the writer never began"
         moment()
     finally:
         process.kill()

@@ -51,6 +51,15 @@ def test_a_name_leads_to_the_gist_last_put_under_it(tmp_path: Path) -> None:
     assert set(store) == {A.id, B.id}
 
 
+def test_what_was_never_put_or_was_deleted_is_not_there(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    assert store.get(A.id) is None and A.id not in store and not store.delete(A.id)
+    assert store.get("a") is None and "a" not in store and not store.delete("a")
+    store.put(A, "a")
+    assert store.delete(A.id)
+    assert store.get("a") is None and "a" not in store and A.id not in store and len(store) == 0
+
+
 def test_names_that_differ_only_in_case_are_two_names(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     store.put(A, "policy")

@@ -257,3 +257,27 @@ def test_a_recipe_file_with_overrides_is_a_config(base: str, rows: str, tmp_path
 def test_too_few_short_rows_are_refused(base: str, rows: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="short enough"):
         train(parse_config(options(base, rows, tmp_path / "out", max_tokens=5)))
+
+
+def test_a_run_killed_after_its_last_save_only_finishes(base: str, rows: str, tmp_path: Path) -> None:
+    chosen = options(base, rows, tmp_path / "out", **RECIPES["frozen"], steps=4, save_every=4)
+    train(parse_config(chosen))
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    losses = figures(tmp_path / "out")["losses"]
+    for made in ("adapter_model.safetensors", "training.json"):
+        (tmp_path / "out" / made).unlink()
+
+    train(parse_config(chosen))
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+    assert figures(tmp_path / "out")["losses"] == losses
+    assert figures(tmp_path / "out")["tokens"] > 0
+
+
+def test_a_run_that_stops_early_follows_the_schedule_of_all_its_steps(base: str, rows: str, tmp_path: Path) -> None:
+    chosen = {**RECIPES["frozen"], "steps": 6, "save_every": 3}
+    train(parse_config(options(base, rows, tmp_path / "whole", **chosen)))
+    train(parse_config(options(base, rows, tmp_path / "part", **chosen, stop_after=3)))
+    assert figures(tmp_path / "part")["losses"] == figures(tmp_path / "whole")["losses"][:3]
+
+    train(parse_config(options(base, rows, tmp_path / "part", **chosen)))  # and it may go on
+    assert figures(tmp_path / "part")["losses"] == figures(tmp_path / "whole")["losses"]

@@ -8,18 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import KeyValues, compress, encode_opening, left_pad, left_positions
+from gistlm.compress import compress, encode_opening
 from gistlm.engines.base import (
     Completion,
     Engine,
@@ -31,34 +29,11 @@ from gistlm.engines.base import (
     make_requests,
     one_each,
 )
-from gistlm.errors import InputError, PromptTooLongError
+from gistlm.engines.layout import Prepared, prepare
+from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
 from gistlm.mask import Part
 from gistlm.prompt import Input
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A batch of requests as the model takes it."""
-
-    tokens: Tensor
-    """[batch, T] fresh token ids, left-padded"""
-    cached: KeyValues
-    """keys and values [batch, kv_heads, C, head_dim] by layer, left-padded; an empty list when C is 0"""
-    parts: Tensor
-    """[batch, C + T] of `Part`"""
-    positions: Tensor
-    """[batch, C + T]"""
-
-    @property
-    def cached_lengths(self) -> Tensor:
-        """[batch] tokens taken from caches."""
-        return (self.parts[:, : -self.tokens.shape[1]] != Part.PAD).sum(dim=1)
-
-    @property
-    def fresh_lengths(self) -> Tensor:
-        """[batch] tokens encoded now."""
-        return (self.parts[:, -self.tokens.shape[1] :] != Part.PAD).sum(dim=1)
 
 
 class GistModel(Engine):
@@ -151,65 +126,11 @@ class GistModel(Engine):
     def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         return (items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size))
 
-    def _prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> _Prepared:
-        """Lay requests out; ``outputs`` are token ids to append, ``room`` the tokens still to come."""
+    def _prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> Prepared:
         for request in requests:
             if request.gist is not None:
                 request.gist.check_reader(self.checkpoint.fingerprint, self.checkpoint.config.name, self.dtype)
-        fresh = [self._fresh_ids(request) for request in requests]
-        fresh = [ids + output for ids, output in zip(fresh, outputs or [[]] * len(fresh), strict=True)]
-        tokens, fresh_parts = left_pad(fresh, Part.REST, self.device)
-        cached, cached_parts, cached_positions, starts = self._cached(requests)
-        positions = torch.cat([cached_positions, left_positions(fresh_parts, starts)], dim=1)
-        limit = self.checkpoint.architecture.context
-        if int(positions.max()) + 1 + room > limit:
-            raise PromptTooLongError(int(positions.max()) + 1 + room, limit, "request with room for its answer")
-        return _Prepared(tokens, cached, torch.cat([cached_parts, fresh_parts], dim=1), positions)
-
-    def _fresh_ids(self, request: Request) -> list[int]:
-        prompts = self.checkpoint.prompts
-        rest = prompts.rest_ids(request.input)
-        if request.gist is not None:
-            return rest
-        if not request.prompt:
-            return self.checkpoint.visible_opening_ids + rest
-        # a vocabulary that contains a gist token was trained with it behind full prompts too
-        return prompts.prompt_ids(request.prompt) + list(self.checkpoint.gist_token_ids) + rest
-
-    def _cached(self, requests: Sequence[Request]) -> tuple[KeyValues, Tensor, Tensor, Tensor]:
-        """Left-padded keys and values of opening and gist, with parts, positions and where each rest begins."""
-        h = self.checkpoint.opening_tokens
-        gists = [request.gist for request in requests]
-        lengths = [h + gist.k if gist is not None else 0 for gist in gists]
-        width = max(lengths)
-        parts = torch.full((len(requests), width), int(Part.PAD), device=self.device)
-        positions = torch.zeros_like(parts)
-        starts = torch.zeros(len(requests), dtype=torch.long, device=self.device)
-        for row, (gist, length) in enumerate(zip(gists, lengths, strict=True)):
-            if gist is None:
-                continue
-            begin = width - length
-            parts[row, begin:] = torch.tensor([Part.OPENING] * h + [Part.GIST] * gist.k)
-            positions[row, begin:] = torch.tensor([*range(h), *range(gist.provenance.start, gist.end)])
-            starts[row] = gist.end
-        layers = range(self.checkpoint.architecture.layers if width else 0)
-        cached = [
-            (self._cached_layer(gists, layer, 0, width), self._cached_layer(gists, layer, 1, width)) for layer in layers
-        ]
-        return cached, parts, positions, starts
-
-    def _cached_layer(self, gists: Sequence[Gist | None], layer: int, side: int, width: int) -> Tensor:
-        """One layer's keys (side 0) or values (1): [batch, kv_heads, width, head_dim], zero where nothing is."""
-        opening = self._opening[layer][side][0] if self._opening else None
-        known = [(gist.keys, gist.values)[side][layer].to(self.device) for gist in gists if gist is not None]
-        rows, tensors = [], iter(known)
-        for gist in gists:
-            if gist is None:
-                rows.append(known[0].new_zeros(known[0].shape[0], width, known[0].shape[2]))
-                continue
-            whole = next(tensors) if opening is None else torch.cat([opening, next(tensors)], dim=1)
-            rows.append(F.pad(whole, (0, 0, width - whole.shape[1], 0)))
-        return torch.stack(rows)
+        return prepare(self.checkpoint, self._opening, requests, room, outputs)
 
     def _complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One batch; a model with sliding windows gets rows of one length at a time.
@@ -231,7 +152,7 @@ class GistModel(Engine):
             for row, ids in enumerate(output[:, prepared.tokens.shape[1] :].tolist())
         ]
 
-    def _generate(self, prepared: _Prepared, sampling: Sampling, **more: Any) -> Tensor:
+    def _generate(self, prepared: Prepared, sampling: Sampling, **more: Any) -> Tensor:
         """[batch, T + new] token ids."""
         with torch.no_grad():
             return self.checkpoint.reader.generate(  # type: ignore[no-any-return, operator]
@@ -271,7 +192,7 @@ class GistModel(Engine):
         reason: Literal["stop", "length"] = "stop" if ends or len(text) < len(whole) else "length"
         return Completion(text, reason, fresh, cached, len(ids))
 
-    def _stream(self, prepared: _Prepared, sampling: Sampling) -> Iterator[str]:
+    def _stream(self, prepared: Prepared, sampling: Sampling) -> Iterator[str]:
         """Generate in a thread; a consumer that stops listening stops the generation."""
         streamer = TextIteratorStreamer(self.checkpoint.prompts.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped, problems = threading.Event(), list[BaseException]()
@@ -303,7 +224,7 @@ class GistModel(Engine):
         every = logits.float().log_softmax(-1).gather(-1, targets[:, :, None])[:, :, 0].cpu()  # [batch, last]
         return [row[len(row) - len(output) :] for row, output in zip(every, outputs, strict=True)]
 
-    def rest_logits(self, prepared: _Prepared, last: int) -> Tensor:
+    def rest_logits(self, prepared: Prepared, last: int) -> Tensor:
         """Logits [batch, last, vocabulary] that predict the last tokens, under the gist mask's cached form."""
         width = prepared.tokens.shape[1]
         masks = self.checkpoint.architecture.masks(prepared.parts, prepared.positions, width, self.dtype)

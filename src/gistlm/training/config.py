@@ -41,7 +41,9 @@ class TrainConfig:
     lora_rank: int | None = 32
     """Rank of the adapter on all linear layers; null (paper only) tunes every weight."""
     steps: int = 1000
-    """Optimiser steps."""
+    """Optimiser steps, over which the learning rates fall to zero."""
+    stop_after: int | None = None
+    """End after this many steps; the learning rates are those of the full number of steps."""
     batch_size: int = 16
     """Rows a step and process."""
     max_tokens: int = 512
@@ -77,6 +79,8 @@ class TrainConfig:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.max_rest_tokens is not None and self.max_rest_tokens < 1:
             raise InputError(f"max_rest_tokens must be 1 or more, got {self.max_rest_tokens}")
+        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+            raise InputError(f"stop_after must be from 1 to steps={self.steps}, got {self.stop_after}")
         if self.fixed_k is not None and not 1 <= self.fixed_k <= self.max_k:
             raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
@@ -85,6 +89,11 @@ class TrainConfig:
             raise InputError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
         if not self.data:
             raise InputError("a recipe needs data: a list of mappings with at least a path")
+
+    @property
+    def last_step(self) -> int:
+        """The step after which the run ends."""
+        return self.stop_after or self.steps
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and for telling one run from another."""

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from gistlm.checkpoint import Checkpoint, Recipe, adapter_weights
@@ -78,6 +78,14 @@ class GistTrainer(Trainer):
             self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        return super().create_scheduler(self.model.options.steps, optimizer)
+
+    def restore(self, save: Path) -> None:
+        """Take over a save as if it had just been reached."""
+        self._load_from_checkpoint(str(save))
+        self.state = TrainerState.load_from_json(str(save / "trainer_state.json"))
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         examples = self.train_dataset
         assert isinstance(examples, Examples)
@@ -120,7 +128,11 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         callbacks=[measure, *(callbacks or [])],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_save(run))
+    save = _last_save(run)
+    if save is not None and _step_of(save) >= config.last_step:
+        trainer.restore(save)  # only the end was missing
+    else:
+        trainer.train(resume_from_checkpoint=None if save is None else str(save))
     return _finish(config, trainer, measure)
 
 
@@ -170,7 +182,7 @@ def _split(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Examples, Examp
 def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(run),
-        max_steps=config.steps,
+        max_steps=config.last_step,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
@@ -196,18 +208,21 @@ def _check_same_run(config: TrainConfig, run: Path) -> None:
     write_atomically(record, text.encode())
 
 
-_MAY_CHANGE = ("threads", "device")
+_MAY_CHANGE = ("threads", "device", "stop_after")
 """Options that a resumed run may change."""
 
 
-def _last_save(run: Path) -> str | None:
+def _last_save(run: Path) -> Path | None:
     """The newest complete save. A save that a kill cut short lacks its last file and is removed."""
-    saves = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    for save in saves:
+    for save in sorted(run.glob("checkpoint-*"), key=_step_of, reverse=True):
         if (save / "trainer_state.json").exists() and (save / WEIGHTS).exists():
-            return str(save)
+            return save
         shutil.rmtree(save)
     return None
+
+
+def _step_of(save: Path) -> int:
+    return int(save.name.partition("-")[2])
 
 
 def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> Path:

@@ -1,0 +1,120 @@
+"""Requests with gists, prompts and neither, laid out as one batch for a stock model; knows nothing of generation.
+
+columns      0 ........ C-1 | C ............ C+T-1
+a gist       pad opening gist | pad rest
+a prompt     pad ............ | pad opening prompt rest
+neither      pad ............ | pad opening rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gistlm.checkpoint import Checkpoint
+from gistlm.compress import KeyValues, left_pad, left_positions
+from gistlm.engines.base import Request
+from gistlm.errors import PromptTooLongError
+from gistlm.gist import Gist
+from gistlm.mask import Part
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of requests as the model takes it."""
+
+    tokens: Tensor
+    """[batch, T] fresh token ids, left-padded"""
+    cached: KeyValues
+    """keys and values [batch, kv_heads, C, head_dim] by layer, left-padded; an empty list when C is 0"""
+    parts: Tensor
+    """[batch, C + T] of `Part`"""
+    positions: Tensor
+    """[batch, C + T]"""
+
+    @property
+    def cached_lengths(self) -> Tensor:
+        """[batch] tokens taken from caches."""
+        return (self.parts[:, : -self.tokens.shape[1]] != Part.PAD).sum(dim=1)
+
+    @property
+    def fresh_lengths(self) -> Tensor:
+        """[batch] tokens encoded now."""
+        return (self.parts[:, -self.tokens.shape[1] :] != Part.PAD).sum(dim=1)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    opening: KeyValues,
+    requests: Sequence[Request],
+    room: int,
+    outputs: Sequence[list[int]] | None = None,
+) -> Prepared:
+    """Lay requests out; ``outputs`` are token ids to append, ``room`` the tokens still to come.
+
+    opening: keys and values [1, kv_heads, h, head_dim] of the visible opening. Raises `PromptTooLongError` when a
+    row would not fit into the model's context, and `InputError` for an empty prompt.
+    """
+    device = checkpoint.reader.device
+    fresh = [_fresh_ids(checkpoint, request) for request in requests]
+    fresh = [ids + output for ids, output in zip(fresh, outputs or [[]] * len(fresh), strict=True)]
+    tokens, fresh_parts = left_pad(fresh, Part.REST, device)
+    gists = [request.gist for request in requests]
+    parts, positions, starts = _cached_columns(checkpoint, gists)
+    positions = torch.cat([positions, left_positions(fresh_parts, starts)], dim=1)
+    longest, limit = int(positions.max()) + 1 + room, checkpoint.architecture.context
+    if longest > limit:
+        raise PromptTooLongError(longest, limit, "request with room for its answer")
+    width = parts.shape[1]
+    layers = range(checkpoint.architecture.layers if width else 0)
+    cached = [
+        (
+            _cached_layer(opening, gists, layer, 0, width, device),
+            _cached_layer(opening, gists, layer, 1, width, device),
+        )
+        for layer in layers
+    ]
+    return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions)
+
+
+def _fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:
+    prompts = checkpoint.prompts
+    rest = prompts.rest_ids(request.input)
+    if request.gist is not None:
+        return rest
+    if request.prompt is None:
+        return checkpoint.visible_opening_ids + rest
+    # a vocabulary that contains a gist token was trained with it behind full prompts too
+    return prompts.prompt_ids(request.prompt) + list(checkpoint.gist_token_ids) + rest
+
+
+def _cached_columns(checkpoint: Checkpoint, gists: Sequence[Gist | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Parts and positions [batch, C] of opening and gist, left-padded, and where each rest begins [batch]."""
+    h, device = checkpoint.opening_tokens, checkpoint.reader.device
+    lengths = [h + gist.k if gist is not None else 0 for gist in gists]
+    width = max(lengths)
+    parts = torch.full((len(gists), width), int(Part.PAD), device=device)
+    positions = torch.zeros_like(parts)
+    starts = torch.zeros(len(gists), dtype=torch.long, device=device)
+    for row, (gist, length) in enumerate(zip(gists, lengths, strict=True)):
+        if gist is None:
+            continue
+        parts[row, width - length :] = torch.tensor([Part.OPENING] * h + [Part.GIST] * gist.k)
+        positions[row, width - length :] = torch.tensor([*range(h), *range(gist.provenance.start, gist.end)])
+        starts[row] = gist.end
+    return parts, positions, starts
+
+
+def _cached_layer(
+    opening: KeyValues, gists: Sequence[Gist | None], layer: int, side: int, width: int, device: torch.device
+) -> Tensor:
+    """One layer's keys (side 0) or values (1): [batch, kv_heads, width, head_dim], zero where nothing is."""
+    own = [None if gist is None else (gist.keys, gist.values)[side][layer].to(device) for gist in gists]
+    empty = next(row for row in own if row is not None)[:, :0]
+    before = opening[layer][side][0] if opening else empty
+    whole = [empty if row is None else torch.cat([before, row], dim=1) for row in own]
+    return torch.stack([F.pad(row, (0, 0, width - row.shape[1], 0)) for row in whole])

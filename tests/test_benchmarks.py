@@ -1,0 +1,184 @@
+"""The cost benchmark: its tools, and the whole script on a tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import save_tiny, tiny_checkpoint
+
+from gistlm.errors import InputError, MissingDependencyError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+WAYS = {"full_prompt", "cached_prompt", "gist", "same_tokens"}
+BYTES_PER_TOKEN = 2 * 2 * 2 * 8 * 4
+"""Of the tiny model: keys and values, layers, KV heads, head size, float32."""
+
+
+@pytest.fixture
+def conditions(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield _import("conditions", monkeypatch)
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield _import("measure", monkeypatch)
+
+
+def _import(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return __import__(name)
+
+
+def run_cost(*arguments: str) -> str:
+    """Run the script as if from the shell; returns what it printed."""
+    printed = io.StringIO()
+    script = str(BENCHMARKS / "cost.py")
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--threads", "1"])
+        monkeypatch.syspath_prepend(str(BENCHMARKS))  # as Python does for a script
+        runpy.run_path(script, run_name="__main__")
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """The figures, the printed tables and the plot of a run on a tiny model."""
+    folder = tmp_path_factory.mktemp("cost")
+    base = save_tiny(folder / "base")
+    sizes = ("--prompts", "48,96", "--batches", "1,3", "--new-tokens", "3", "--repeats", "2", "--k", "2")
+    outputs = ("--json", str(folder / "cost.json"), "--plot", str(folder / "cost.png"))
+    printed = run_cost("--untrained", str(base), *sizes, *outputs)
+    return json.loads((folder / "cost.json").read_text()), printed, folder / "cost.png"
+
+
+def test_every_prompt_length_batch_and_condition_has_its_row(run: Any) -> None:
+    figures = run[0]
+    cells = [(prompt, batch) for prompt in (48, 96) for batch in (1, 3)]
+    found = [(row["prompt_tokens"], row["batch"], row["condition"]) for row in figures["generation"]]
+    assert sorted(found) == sorted((*cell, way) for cell in cells for way in WAYS)
+    for part in ("compression", "comparison"):
+        assert [(row["prompt_tokens"], row["batch"]) for row in figures[part]] == cells
+
+
+def test_cache_bytes_are_those_of_the_tokens_that_are_kept(run: Any) -> None:
+    for row in run[0]["generation"]:
+        opening = row["cache_bytes"] // BYTES_PER_TOKEN - 2
+        expected = {"full_prompt": 0, "cached_prompt": row["prompt_tokens"], "gist": 2}
+        if row["condition"] == "same_tokens":
+            assert opening > 0
+        else:
+            assert row["cache_bytes"] == expected[row["condition"]] * BYTES_PER_TOKEN
+
+
+def test_a_gist_takes_the_flops_of_plain_generation_over_as_many_tokens_and_fewer_than_the_full_prompt(
+    run: Any,
+) -> None:
+    for prompt, batch in ((48, 1), (96, 3)):
+        rows = [row for row in run[0]["generation"] if (row["prompt_tokens"], row["batch"]) == (prompt, batch)]
+        flops = {row["condition"]: row["flops"] for row in rows}
+        assert flops["gist"] == flops["same_tokens"] < flops["cached_prompt"] < flops["full_prompt"]
+
+
+def test_figures_name_the_machine_the_seed_and_the_command(run: Any) -> None:
+    figures = run[0]
+    assert figures["settings"]["seed"] == 0 and "cost.py" in figures["command"] and not figures["trained"]
+    assert figures["machine"]["torch"] == torch.__version__ and figures["machine"]["threads"] == 1
+
+
+def test_the_tables_are_markdown_with_a_line_for_every_row_and_the_plot_is_a_picture(run: Any) -> None:
+    figures, printed, plot = run
+    rows = sum(len(figures[part]) for part in ("generation", "compression", "comparison"))
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == rows + 3 * 2  # each of three tables has a heading and a rule
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_impossible_setting_is_one_sentence(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    with pytest.raises(SystemExit, match=r"^cost\.py: prompts must have \d+ tokens or more"):
+        run_cost("--untrained", str(base), "--prompts", "4")
+
+
+def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = _import("plots", monkeypatch)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"gistlm\[bench\]"):
+        plots.require_matplotlib()
+
+
+def test_every_way_of_answering_makes_exactly_the_tokens_that_were_asked_for(conditions: ModuleType) -> None:
+    checkpoint = tiny_checkpoint()
+    model = conditions.FullLengthModel(checkpoint)
+    head = checkpoint.reader.get_output_embeddings()
+    head.weight.data[checkpoint.prompts.output_end_ids[0]] = 0
+    head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]))
+    head.bias.data[checkpoint.prompts.output_end_ids[0]] = 1e4  # a model that would end at once
+    seen: list[int] = []
+    generate = checkpoint.reader.generate
+
+    def counted(tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = generate(tokens, **options)
+        seen.append(output.shape[1] - tokens.shape[1])
+        return output
+
+    checkpoint.reader.generate = counted
+    workload = conditions.make_workload(checkpoint, (40, 32), 2, seed=0)
+    for way in conditions.all_ways(model, workload, k=2).values():
+        assert len(way.answer(5)) == 2
+    assert seen == [5] * len(WAYS)
+
+
+def test_prompts_and_inputs_have_the_lengths_that_were_asked_for_and_differ(conditions: ModuleType) -> None:
+    checkpoint = tiny_checkpoint()
+    workload = conditions.make_workload(checkpoint, (50, 40), 3, seed=0)
+    assert [len(checkpoint.prompts.prompt_ids(text)) for text in workload.prompts] == [50] * 3
+    assert [len(checkpoint.prompts.rest_ids(text)) for text in workload.inputs] == [40] * 3
+    assert len(set(workload.prompts)) == 3
+
+
+def test_a_length_shorter_than_the_template_is_refused(conditions: ModuleType) -> None:
+    with pytest.raises(InputError, match="no text has 3 tokens"):
+        conditions.fit_text(random.Random(0), 3, lambda text: 10 + len(text))
+
+
+def test_attention_counts_among_the_flops(measure: ModuleType) -> None:
+    query = torch.randn(1, 4, 16, 8)
+    counted = measure.count_flops(lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True))
+    assert counted == 2 * (2 * 4 * 16 * 16 * 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
+def test_peak_memory_is_the_call_s_highest_even_when_all_is_freed_before_it_ends(measure: ModuleType) -> None:
+    size = 64 << 20
+
+    def take_and_free() -> None:
+        bytearray(b"x" * size)
+
+    assert measure.peak_memory(take_and_free) > 0.9 * size
+    assert measure.peak_memory(lambda: None) < 0.5 * size
+
+
+def test_calls_take_turns_and_the_first_round_is_not_counted(measure: ModuleType) -> None:
+    order: list[str] = []
+    seconds = measure.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(("cost", "saving", "expected"), [(1.0, 0.4, 3), (1.0, 1.0, 1), (1.0, 0.0, None)])
+def test_compressing_pays_once_the_savings_reach_its_cost(
+    measure: ModuleType, cost: float, saving: float, expected: int | None
+) -> None:
+    assert measure.requests_to_pay(cost, saving) == expected
