@@ -45,7 +45,7 @@ def main() -> None:
         found = measure_rows(checkpoint, examples, ks)
     table = {" ".join(key).strip(): sums.numpy() for key, sums in found.items()}
     figures = {
-        "command": "python " + " ".join(sys.argv),
+        "command": "python " + " ".join(sys.argv).replace(options.data, Path(options.data).name),
         "date": date.today().isoformat(),
         "machine": machine(options.threads),
         "model": options.model,

@@ -38,6 +38,18 @@ def make_gist(
     return Gist(tuple(tensors[:layers]), tuple(tensors[layers:]), make_info(**provenance))
 
 
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(torch.uint8)
+
+
+def same(one: Gist, other: Gist) -> bool:
+    """Whether two gists are equal in every bit."""
+    pairs = zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True)
+    return one.provenance == other.provenance and all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b)) for a, b in pairs
+    )
+
+
 def files_below(folder: Path) -> list[str]:
     """Every file in a folder and its subfolders, hidden ones included, by its path inside."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())

@@ -20,11 +20,16 @@ from tiny import TESTED, WINDOW, random_text, save_tiny, tiny_checkpoint, tiny_m
 from torch import Tensor
 
 from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.compress import encode_opening, encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.gist import Gist
+from gistlm.mask import Condition
+from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
+from gistlm.training.data import Row
 from gistlm.training.loop import train
+from gistlm.training.objectives import full_prompt_logits, one_pass_logits, rest_logits
 
 KINDS = list(TESTED)
 LAYOUTS = [("frozen", True), ("frozen", False), ("paper", True), ("paper", False)]
@@ -259,6 +264,45 @@ def test_a_shortened_gist_is_the_gist_of_that_size(kind: str, recipe: str, openi
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
             answers = completions(model, [Request("go on", gist=cut), Request("go on", gist=short)])
             assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("recipe", "opening_visible"), LAYOUTS[::3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(kind: str, recipe: str, opening_visible: bool) -> None:
+    """Training runs the prompt first and the gist tokens over its cache."""
+    model, _ = loaded(kind, recipe, opening_visible)
+    prompts = [random_text(torch.Generator().manual_seed(length), length) for length in (1, 40, 150)]
+    ids = [model.checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
+    with torch.no_grad():
+        written = write_gists(model.checkpoint, encode_prompts(model.checkpoint, ids), 6)
+    for row, gist in enumerate(model.compress(prompts, 6)):
+        for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):
+            torch.testing.assert_close(keys[row], key, atol=1e-5, rtol=0)
+            torch.testing.assert_close(values[row], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("opening_visible", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, opening_visible: bool) -> None:
+    checkpoint = loaded(kind, "paper", opening_visible)[0].checkpoint
+    generator = torch.Generator().manual_seed(3)
+    rows = [Row(random_text(generator, n), random_text(generator, 9), random_text(generator, 7)) for n in (1, 30, 90)]
+    batch = collate([tokenize(row, checkpoint.prompts) for row in rows], [1, 5, 8])
+    last = int(batch.output_lengths.min())
+    opening = encode_opening(checkpoint)
+    full, encoded = full_prompt_logits(checkpoint, batch, last)
+    gist = write_gists(checkpoint, encoded, 8)
+    cached = {
+        Condition.GIST: rest_logits(checkpoint, batch, opening, gist, Condition.GIST, last),
+        Condition.POSITIVE: full,
+        Condition.NEGATIVE: rest_logits(checkpoint, batch, opening, None, Condition.NEGATIVE, last),
+    }
+    for condition, logits in cached.items():
+        whole = one_pass_logits(checkpoint, batch, condition, last)
+        torch.testing.assert_close(logits, whole, atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(cached[Condition.GIST], full, atol=0.01)
+    assert not torch.allclose(cached[Condition.GIST], cached[Condition.NEGATIVE], atol=0.01)
 
 
 # The frozen promise

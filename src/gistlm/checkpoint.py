@@ -202,6 +202,7 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         config = asdict(self.config)
         if self.writer is not self.reader:
+            self.writer.peft_config["default"].base_model_name_or_path = self.config.base  # not a path of this machine
             self.writer.save_pretrained(folder)
             (folder / "README.md").unlink(missing_ok=True)
         elif self.config.recipe == Recipe.PAPER:
