@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 from gistlm import Gist, GistModel
 
@@ -28,6 +29,8 @@ def main() -> None:
     """The whole story: load, compress, save, load again, answer three ways, count."""
     options = parse()
     console = Console()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     prompt = options.prompt.read_text(encoding="utf-8").strip()
     with console.status("Loading the model (the first time, its file is converted: about half a minute) ..."):
         model = GistModel.from_pretrained(options.model)
@@ -57,7 +60,7 @@ def show_answers(console: Console, model: GistModel, prompt: str, gist: Gist, qu
     with console.status("Answering ..."):
         answers = model.generate(inputs, gists, prompts=prompts, max_new_tokens=48)
     for row, question in enumerate(questions):
-        table = Table(title=question, title_justify="left", title_style="bold cyan", show_lines=True, width=100)
+        table = Table(title=question, title_justify="left", title_style="bold cyan", show_lines=True)
         table.add_column("before the question", no_wrap=True)
         table.add_column("answer")
         for at, name in enumerate(("the gist", "the full prompt", "nothing")):

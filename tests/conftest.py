@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ipaddress
 import random
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,9 @@ import torch
 hypothesis.settings.register_profile("gistlm", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gistlm")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background ignores it
 
 
 class NetworkBlockedError(RuntimeError):

@@ -140,7 +140,7 @@ def test_the_generated_tables_and_the_picture_are_current(name: str, monkeypatch
 def test_a_stale_table_fails_the_check_and_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     current = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     page = tmp_path / "training.md"
-    page.write_text(current.replace("Optimiser steps.", "Something else."), encoding="utf-8")
+    page.write_text(current.replace("Optimiser steps", "Something else"), encoding="utf-8")
     tables = script("tables")
     monkeypatch.setattr(tables, "DOCS", tmp_path)
     monkeypatch.setattr("sys.argv", ["tables.py", "--check"])

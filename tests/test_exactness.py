@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from tiny import TESTED, WINDOW, random_text, save_tiny, tiny_checkpoint, tiny_model
 from torch import Tensor
 
+from gistlm.base import load_base
 from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.compress import encode_opening, encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling
@@ -385,3 +386,11 @@ def test_frozen_training_leaves_every_byte_of_the_base_and_changes_the_adapter(t
     ups = {name: tensor for name, tensor in model.checkpoint.writer.named_parameters() if "v_proj.lora_B" in name}
     assert len(ups) == 2 and all(bool(tensor.abs().max() > 0) for tensor in ups.values())
     assert same_bits(model, tiny_model("llama"), ["hello", "hi"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3"])
+def test_loading_in_another_dtype_leaves_rotary_frequencies_in_float32(kind: str, tmp_path: Path) -> None:
+    loaded_base = load_base(str(save_tiny(tmp_path / kind, kind)), "cpu", torch.bfloat16)
+    assert {tensor.dtype for tensor in loaded_base.model.parameters()} == {torch.bfloat16}
+    frequencies = {name: tensor for name, tensor in loaded_base.model.named_buffers() if "inv_freq" in name}
+    assert frequencies and {tensor.dtype for tensor in frequencies.values()} == {torch.float32}

@@ -37,9 +37,7 @@ def test_the_lock_pins_torch_and_transformers() -> None:
     assert (locked["torch"], locked["transformers"]) == ("2.13.0", "5.19.0")
 
 
-@pytest.mark.parametrize(
-    "line", [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
-)
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)])
 def test_the_lock_satisfies_every_dependency(line: str) -> None:
     requirement = Requirement(line)
     if requirement.name != "gistlm":
@@ -53,9 +51,7 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 def test_the_import_contract_holds() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
-    result = subprocess.run(
-        [lint_imports, "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([lint_imports, "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -91,9 +87,7 @@ def test_tests_leave_the_users_files_alone(gistlm_home: Path) -> None:
     assert os.environ["GISTLM_HOME"] == str(gistlm_home)
     assert not gistlm_home.is_relative_to(Path.home() / ".cache")
     assert Path(os.environ["HF_HOME"]).is_relative_to(gistlm_home)
-    assert all(
-        os.environ[name] == "1" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    )
+    assert all(os.environ[name] == "1" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"))
 
 
 @pytest.mark.parametrize("attempt", [1, 2])

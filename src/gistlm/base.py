@@ -55,7 +55,9 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise _explain(name, error) from error
     fingerprint = fingerprint_weights(dict(model.named_parameters()))
-    return Base(model.eval().to(device or default_device(), dtype or model.dtype), tokenizer, fingerprint)
+    for parameter in model.parameters():  # parameters alone: rotary frequencies stay in float32
+        parameter.data = parameter.data.to(dtype or parameter.dtype)
+    return Base(model.eval().to(device or default_device()), tokenizer, fingerprint)
 
 
 def default_device() -> str:
