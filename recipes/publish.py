@@ -38,7 +38,7 @@ the prompt) and the self-instruct seed tasks (Apache-2.0). Base weights unchange
 
 ## How much of the prompt it keeps
 
-{data}: {rows} rows that were never trained on, {output_tokens:,} output tokens. Negative log-likelihood (NLL, nats a
+{data}, its first {rows} rows, none of them trained on: {output_tokens:,} output tokens. Negative log-likelihood (NLL, nats a
 token) of the reference outputs and KL divergence to the model with the full prompt; the share of the gap between
 no prompt and full prompt that is closed, with 95 % intervals (paired bootstrap over rows, seed {eval_seed}).
 
