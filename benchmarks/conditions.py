@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,10 @@ _WORDS = _TEXT.split()
 class FullLengthModel(GistModel):
     """A `GistModel` whose answers never end early."""
 
-    def _generate(self, prepared: Any, sampling: Sampling, **more: Any) -> Tensor:
-        return super()._generate(prepared, sampling, min_new_tokens=sampling.max_new_tokens, **more)
+    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+        config = super()._generation_config(sampling)
+        config.min_new_tokens = sampling.max_new_tokens
+        return config
 
 
 @dataclass(frozen=True)
