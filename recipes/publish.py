@@ -34,8 +34,9 @@ embeddings act on gist tokens only. One checkpoint serves every k from 1 to {max
 Recipe `{recipe}`: {last} steps of {batch} rows on the learning rates of {steps},
 {tokens:,} tokens of prompts, inputs and outputs, seed {seed}. The run was stopped and resumed; see
 docs/experiments.md for what happened on the way. The loss is the KL divergence to the same model with the full
-prompt, on the outputs' tokens. Data: rows of T0's training tasks (Apache-2.0; where a template has no constant instruction, the leading part of the input serves as
-the prompt) and the self-instruct seed tasks (Apache-2.0). Base weights unchanged after training: {unchanged}.
+prompt, on the outputs' tokens. Data: rows of T0's training tasks (Apache-2.0; where a template has no constant
+instruction, the leading part of the input serves as the prompt) and the self-instruct seed tasks (Apache-2.0). Base
+weights unchanged after training: {unchanged}.
 
 ## How much of the prompt it keeps
 
