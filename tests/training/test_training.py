@@ -281,3 +281,14 @@ def test_a_run_that_stops_early_follows_the_schedule_of_all_its_steps(base: str,
 
     train(parse_config(options(base, rows, tmp_path / "part", **chosen)))  # and it may go on
     assert figures(tmp_path / "part")["losses"] == figures(tmp_path / "whole")["losses"]
+
+
+def test_a_learning_rate_may_be_written_with_an_exponent_and_must_be_a_number(
+    base: str, rows: str, tmp_path: Path
+) -> None:
+    chosen = options(base, rows, tmp_path, **RECIPES["frozen"])
+    assert parse_config({**chosen, "learning_rate": "1e-4"}).learning_rate == 1e-4
+    with pytest.raises(InputError, match="fast"):
+        parse_config({**chosen, "learning_rate": "fast"})
+    with pytest.raises(InputError, match="whole number"):
+        parse_config({**chosen, "steps": "many"})

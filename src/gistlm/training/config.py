@@ -75,8 +75,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_k", "steps", "batch_size", "max_tokens", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise InputError(f"{name} must be a whole number of 1 or more, got {getattr(self, name)!r}")
         if self.max_rest_tokens is not None and self.max_rest_tokens < 1:
             raise InputError(f"max_rest_tokens must be 1 or more, got {self.max_rest_tokens}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
@@ -126,6 +126,7 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         return TrainConfig(
             **{
                 **values,
+                **{name: float(values[name]) for name in _NUMBERS if name in values},  # YAML 1.1 takes 1e-4 for a word
                 "data": [DataSource(**source) for source in sources],
                 "recipe": Recipe(values.get("recipe", Recipe.FROZEN)),
                 "condition": Condition(values.get("condition", Condition.GIST)),
@@ -133,6 +134,9 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: {error}") from error
+
+
+_NUMBERS = ("learning_rate", "gist_learning_rate", "warmup", "input_weight", "cross_entropy_weight")
 
 
 def _check_keys(values: dict[str, Any], kind: Any, name: str) -> None:
