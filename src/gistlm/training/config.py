@@ -75,8 +75,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_k", "steps", "batch_size", "max_tokens", "save_every"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise InputError(f"{name} must be a whole number of 1 or more, got {getattr(self, name)!r}")
+            if type(getattr(self, name)) is not int:
+                raise InputError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.max_rest_tokens is not None and self.max_rest_tokens < 1:
             raise InputError(f"max_rest_tokens must be 1 or more, got {self.max_rest_tokens}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
