@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint, Recipe, adapter_weights
+from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
@@ -134,8 +134,6 @@ def load(options: argparse.Namespace) -> FullLengthModel:
     if options.untrained is None:
         return FullLengthModel(load_checkpoint(options.model, dtype=dtype), batch_size=max(options.batches))
     made = Checkpoint.create(options.untrained, recipe=Recipe.FROZEN, max_k=16, lora_rank=32, dtype=dtype)
-    for tensor in adapter_weights(made.writer).values():
-        tensor.data = tensor.data.to(made.reader.dtype)  # as a saved adapter is loaded
     return FullLengthModel(made, batch_size=max(options.batches))
 
 

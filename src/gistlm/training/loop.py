@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from gistlm.checkpoint import Checkpoint, Recipe, adapter_weights
+from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.compress import encode_opening
 from gistlm.errors import DataError, InputError
 from gistlm.files import write_atomically
@@ -235,9 +235,6 @@ def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> P
         "validation": measure.history,
         "base_unchanged": config.recipe == Recipe.PAPER or measure.base_unchanged(),
     }
-    checkpoint.gist_embeddings.data = checkpoint.gist_embeddings.data.to(checkpoint.reader.dtype)
-    for tensor in adapter_weights(checkpoint.writer).values():
-        tensor.data = tensor.data.to(checkpoint.reader.dtype)
     checkpoint.save_pretrained(config.output)
     write_atomically(Path(config.output) / "training.json", (json.dumps(figures, indent=1) + "\n").encode())
     return Path(config.output)

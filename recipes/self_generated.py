@@ -1,0 +1,175 @@
+"""Rows that the base model writes itself: instructions, inputs, and its own answers under the full prompt.
+
+Run: python recipes/self_generated.py --tasks SEED_TASKS.jsonl --rows 6000 --out rows.jsonl [--model smollm2-135m]
+
+A third of the instructions are what the model writes as the user of its own chat template, the rest what it writes
+after three tasks drawn from a file of instruction, input and output. Answers are sampled from the model with the
+instruction as its prompt. Run again, it goes on where it stopped. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import DynamicCache, GenerationConfig
+
+from gistlm.catalog import load_checkpoint
+from gistlm.engines.transformers import GistModel
+from gistlm.errors import GistlmError
+from gistlm.prompt import PromptTokenizer
+from gistlm.training.data import normalise
+from gistlm.training.rows import Row, read_rows
+
+CHUNK = 64
+"""Rows that are written together; each chunk has its own seed."""
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "Follow the user's instruction.",
+    "You are a writer and editor who does what is asked.",
+    "You answer questions and solve small tasks.",
+)
+MARK = "###"
+"""Begins each task of the few-shot text."""
+
+
+def main() -> None:
+    """Write chunk after chunk until there are enough rows."""
+    options = parse()
+    try:
+        run(options)
+    except GistlmError as error:
+        sys.exit(f"self_generated.py: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The whole recipe for one command line."""
+    torch.set_num_threads(options.threads)
+    tasks = [row for row in read_rows(options.tasks) if len(row.prompt + row.input) < 240]
+    rows, chunk = resume(options.out)
+    model = GistModel(load_checkpoint(options.model), batch_size=CHUNK)
+    seen = {normalise(f"{row['instruction']} {row['input']}") for row in rows}
+    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar, options.out.open("a", encoding="utf-8") as file:
+        task = bar.add_task("rows", total=options.rows, completed=len(rows))
+        done = len(rows)
+        while done < options.rows:
+            found = write_chunk(model, tasks, chunk, options)
+            fresh = [row for row in found if normalise(f"{row['instruction']} {row['input']}") not in seen]
+            seen |= {normalise(f"{row['instruction']} {row['input']}") for row in fresh}
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
+            file.flush()
+            done, chunk = done + len(fresh), chunk + 1
+            bar.update(task, completed=done)
+
+
+def resume(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows of the chunks that are whole, and the number of the next; what a kill cut short is removed."""
+    if not path.exists():
+        return [], 0
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    chunk = rows[-1]["chunk"] if rows else 0
+    rows = [row for row in rows if row["chunk"] < chunk]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return rows, chunk
+
+
+def write_chunk(model: GistModel, tasks: list[Row], chunk: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Up to `CHUNK` rows with their answers, the same for one seed."""
+    draw = random.Random(f"{options.seed} {chunk}")
+    torch.manual_seed(draw.randrange(2**32))
+    write = few_shot_tasks if chunk % 3 else chat_instructions
+    pairs = [(instruction, text) for instruction, text in write(model, tasks, draw) if 8 <= len(instruction) <= 600]
+    if not pairs:
+        return []
+    answers = model.generate(
+        [text for _, text in pairs],
+        prompts=[instruction for instruction, _ in pairs],
+        max_new_tokens=options.answer_tokens,
+        temperature=options.temperature,
+        seed=draw.randrange(2**32),
+    )
+    rows = [
+        {"instruction": instruction, "input": text, "output": answer.strip(), "chunk": chunk}
+        for (instruction, text), answer in zip(pairs, answers, strict=True)
+    ]
+    return [row for row in rows if len(row["output"]) >= 4]
+
+
+def chat_instructions(model: GistModel, tasks: list[Row], draw: random.Random) -> list[tuple[str, str]]:
+    """What the model writes where its template expects the user's first message."""
+    prompts = model.checkpoint.prompts
+    before_input = replace(prompts.format, prompt="{prompt}" + prompts.format.rest.partition("{input}")[0])
+    prompt = draw.choice(SYSTEM_PROMPTS)
+    request = PromptTokenizer(prompts.tokenizer, before_input).prompt_ids(prompt)
+    texts = continue_text(model, request, 64)
+    return [(text.strip(), "") for text in texts]
+
+
+def few_shot_tasks(model: GistModel, tasks: list[Row], draw: random.Random) -> list[tuple[str, str]]:
+    """What the model writes after three tasks of the file: an instruction, and an input where it gives one."""
+    shown = [f"{MARK} Instruction: {row.prompt}\nInput: {row.input or 'none'}\n" for row in draw.sample(tasks, 3)]
+    request = model.checkpoint.prompts.plain_ids("".join(shown) + f"{MARK} Instruction:")
+    written = continue_text(model, request, 64)
+    pairs = []
+    for text in written:
+        instruction, _, given = text.partition(MARK)[0].partition("\nOutput:")[0].partition("\nInput:")
+        given = given.strip()
+        pairs.append((instruction.strip(), "" if given.lower().rstrip(".") in ("none", "n/a") else given))
+    return pairs
+
+
+def continue_text(model: GistModel, ids: list[int], new_tokens: int) -> list[str]:
+    """`CHUNK` sampled continuations of the same token ids, each cut at the token that ends an answer."""
+    reader, prompts = model.checkpoint.reader, model.checkpoint.prompts
+    tokens = torch.tensor([ids], device=model.device)
+    ending = prompts.output_end_ids[0]
+    with torch.inference_mode():
+        cache = DynamicCache()
+        reader.get_decoder()(tokens[:, :-1], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(CHUNK)
+        output = reader.generate(
+            tokens.expand(CHUNK, -1),
+            attention_mask=torch.ones_like(tokens).expand(CHUNK, -1),
+            past_key_values=cache,
+            generation_config=GenerationConfig(
+                max_new_tokens=new_tokens,
+                do_sample=True,
+                temperature=0.9,
+                top_k=50,
+                eos_token_id=ending,
+                pad_token_id=ending,
+            ),
+        )
+    return [prompts.decode(row) for row in output[:, len(ids) :].tolist()]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", required=True, help="rows of instruction, input, output to draw examples from")
+    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m", help="a checkpoint; only its base is used")
+    parser.add_argument("--answer-tokens", type=int, default=48)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
