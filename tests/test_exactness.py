@@ -86,6 +86,8 @@ class OnePass:
     def __init__(self, checkpoint: Checkpoint, kind: str) -> None:
         self.model = tiny_model(kind)
         self.gist_embeddings = checkpoint.gist_embeddings.detach()
+        self.template = len(checkpoint.prompts.opening_ids) if checkpoint.config.anchored else None
+        """Where the prompt's own tokens begin, if gist tokens start from them."""
         self.windows: dict[str, int | None] = {
             "mistral": {"all": WINDOW},
             "gemma3_text": {"full_attention": None, "sliding_attention": WINDOW},
@@ -133,7 +135,12 @@ class OnePass:
     def _embed(self, row: OneRow) -> Tensor:
         tokens = self.model.get_input_embeddings()(torch.tensor([row.opening + row.prompt + row.rest]))[0]
         before = len(row.opening) + len(row.prompt)
-        return torch.cat([tokens[:before], self.gist_embeddings[: row.k], tokens[before:]])
+        gist = self.gist_embeddings[: row.k].clone()
+        if self.template is not None:
+            rarest = sorted(set(row.prompt[self.template :]), reverse=True)[: row.k]
+            for index, anchor in enumerate(rarest):
+                gist[index] += self.model.get_input_embeddings()(torch.tensor(anchor))
+        return torch.cat([tokens[:before], gist, tokens[before:]])
 
     def greedy(self, rows: list[OneRow], endings: list[int], side: str) -> tuple[list[Tensor], list[list[int]]]:
         """The rest's logits, and up to NEW_TOKENS tokens, each from a whole pass of its own."""
@@ -153,7 +160,7 @@ class OnePass:
 
 @cache
 def loaded(kind: str, recipe: str, opening_visible: bool) -> tuple[GistModel, OnePass]:
-    checkpoint = tiny_checkpoint(kind, recipe, opening_visible)
+    checkpoint = tiny_checkpoint(kind, recipe, opening_visible, anchored=(recipe == "frozen") == opening_visible)
     # decoded to numbers, so that two answers are the same text only when they are the same tokens
     checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
     return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)

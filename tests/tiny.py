@@ -11,13 +11,12 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from gistlm.adapter import adapter_weights, add_lora
 from gistlm.base import fingerprint_weights
 from gistlm.checkpoint import (
     Checkpoint,
     CheckpointConfig,
     Recipe,
-    adapter_weights,
-    add_lora,
     initial_embeddings,
 )
 from gistlm.prompt import PromptFormat, PromptTokenizer, chat_format
@@ -180,6 +179,7 @@ def tiny_checkpoint(
     opening_visible: bool = True,
     max_k: int = 16,
     lora_rank: int = 4,
+    anchored: bool = False,
 ) -> Checkpoint:
     """A checkpoint in memory. A frozen one's LoRA is random, as after training: it changes what gist tokens do."""
     reader = tiny_model(kind)
@@ -189,7 +189,11 @@ def tiny_checkpoint(
     writer = shake(add_lora(reader, lora_rank, share=True)) if frozen else reader
     return Checkpoint(
         CheckpointConfig(
-            f"tiny-{kind}", Recipe(recipe), fingerprint_weights(dict(reader.named_parameters())), f"tiny-{kind}"
+            f"tiny-{kind}",
+            Recipe(recipe),
+            fingerprint_weights(dict(reader.named_parameters())),
+            f"tiny-{kind}",
+            anchored,
         ),
         reader,
         writer,

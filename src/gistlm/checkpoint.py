@@ -8,11 +8,8 @@ Knows nothing of prompts, gists or generation.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gistlm.adapter import AdapterOnLast, adapter_weights, add_lora, load_lora
+from gistlm.anchors import anchor_ids
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.files import sha256, write_atomically
+from gistlm.mask import Part
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
 CONFIG = "gistlm.json"
@@ -60,13 +60,16 @@ class CheckpointConfig:
     """Of the base's weights: those trained on, and once loaded those in use."""
     name: str
     """For people."""
+    anchored: bool = False
+    """Whether each gist token starts from a token of the prompt (see `anchors`) beside its own embedding."""
 
-
-@dataclass
-class Tail:
-    """The last columns of a pass."""
-
-    columns: int = 0
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            kind = bool if field.name == "anchored" else str
+            if not isinstance(getattr(self, field.name), kind):
+                raise ModelError(
+                    f"a checkpoint's {field.name!r} must be {kind.__name__}: {getattr(self, field.name)!r}"
+                )
 
 
 class Checkpoint:
@@ -116,33 +119,28 @@ class Checkpoint:
         decoder: nn.Module = model.get_decoder()
         return decoder
 
+    def gist_inputs(self, tokens: Tensor, parts: Tensor, k: int) -> Tensor:
+        """The input embeddings of k gist tokens behind each prompt: [batch, k, hidden].
+
+        tokens, parts: ids and `Part`s of the prompts, opening included, [batch, N].
+        """
+        inputs = self.gist_embeddings[:k].expand(len(tokens), -1, -1)
+        if self.config.anchored:
+            is_prompt = parts == Part.PROMPT
+            is_prompt &= is_prompt.cumsum(dim=1) > len(self.prompts.opening_ids)
+            anchors = anchor_ids(tokens, is_prompt, k)
+            inputs = inputs + self.reader.get_input_embeddings()(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
+        return inputs.to(self.reader.dtype)
+
+    @cached_property
+    def adapter_on_last(self) -> AdapterOnLast:
+        """For one pass of prompt and gist tokens together."""
+        return AdapterOnLast(self.writer)
+
     @property
     def adapts_columns(self) -> bool:
         """Whether `adapter_on_last` is exact: only where every linear layer takes [batch, tokens, channels]."""
-        return not self._adapted or self.architecture.name in TESTED
-
-    @cached_property
-    def _adapted(self) -> list[Any]:
-        return [module for module in self.writer.modules() if hasattr(module, "lora_A")]
-
-    @cached_property
-    def _tail(self) -> tuple[Tail, list[tuple[Any, Callable[[Tensor], Tensor]]]]:
-        """How many columns the adapter acts on, and the forwards that follow it."""
-        tail = Tail()
-        return tail, [(layer, _forward_on_last(layer, tail)) for layer in self._adapted]
-
-    @contextmanager
-    def adapter_on_last(self, columns: int) -> Iterator[None]:
-        """Meanwhile the writer's adapter acts on the last ``columns`` tokens only; the others pass the bare base."""
-        tail, forwards = self._tail
-        tail.columns = columns
-        for layer, forward in forwards:
-            layer.__dict__["forward"] = forward
-        try:
-            yield
-        finally:
-            for layer, _ in forwards:
-                del layer.__dict__["forward"]
+        return not self.adapter_on_last or self.architecture.name in TESTED
 
     @cached_property
     def fingerprint(self) -> str:
@@ -158,19 +156,21 @@ class Checkpoint:
     def adapter_fingerprint(self) -> str:
         """Of what writes a gist: adapter and gist embeddings."""
         adapter = {name.replace(".default", ""): tensor for name, tensor in adapter_weights(self.writer).items()}
-        return fingerprint_weights({"gist_embeddings": self.gist_embeddings, **adapter})
+        return self._adapter_fingerprint({"gist_embeddings": self.gist_embeddings, **adapter})
+
+    def _adapter_fingerprint(self, tensors: dict[str, Tensor]) -> str:
+        return sha256(fingerprint_weights(tensors).encode(), b"anchored" if self.config.anchored else b"")
 
     @classmethod
     def create(
         cls, base: str, *, recipe: Recipe, max_k: int, lora_rank: int | None, device: str | None = None,
-        dtype: torch.dtype | None = None, prompt_format: PromptFormat | None = None, seed: int = 0,
+        dtype: torch.dtype | None = None, anchored: bool = False, seed: int = 0,
     ) -> Checkpoint:  # fmt: skip
         """An untrained checkpoint over a stock model. lora_rank None (`paper` only) trains every weight."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
-        config = CheckpointConfig(base, recipe, fingerprint, Path(base).stem)
-        embeddings = initial_embeddings(reader, max_k, seed)
-        if prompt_format is None:
-            prompt_format = replace(default_format(tokenizer), opening_visible=recipe == Recipe.FROZEN)
+        config = CheckpointConfig(base, recipe, fingerprint, Path(base).stem, anchored)
+        embeddings = initial_embeddings(reader, max_k, seed, anchored)
+        prompt_format = replace(default_format(tokenizer), opening_visible=recipe == Recipe.FROZEN)
         prompts = PromptTokenizer(tokenizer, prompt_format)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -203,12 +203,12 @@ class Checkpoint:
             raise ModelError(f"{folder}/{EMBEDDINGS} is {[*embeddings.shape]}, which does not fit {where}")
         writer: Any = reader
         if (folder / ADAPTER).exists():
-            writer = _load_adapter(reader, folder, share=config.recipe == Recipe.FROZEN)
+            writer = load_lora(reader, folder, share=config.recipe == Recipe.FROZEN)
             if config.recipe == Recipe.PAPER:
                 reader = writer = writer.merge_and_unload().eval()
         config = replace(config, base_fingerprint=fingerprint)
         made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format))
-        made.adapter_fingerprint = fingerprint_weights(trained)  # as the files hold it, before any change of dtype
+        made.adapter_fingerprint = made._adapter_fingerprint(trained)  # as the files hold it
         return made
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:
@@ -235,45 +235,12 @@ class Checkpoint:
         return folder
 
 
-def add_lora(reader: PreTrainedModel, rank: int, *, share: bool) -> nn.Module:
-    """The reader with a LoRA on every linear layer; ``share`` leaves the reader itself untouched."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(_twin(reader) if share else reader, config).eval()
-
-
-def _forward_on_last(layer: Any, tail: Tail) -> Callable[[Tensor], Tensor]:
-    """A peft LoRA layer's forward with its low-rank term on the last columns of x [batch, tokens, channels] only.
-
-    What it needs is looked up once: a short prompt's pass is over in a few hundred such calls.
-    """
-    base = layer.base_layer
-    terms = [
-        (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]) for name in layer.active_adapters
-    ]
-
-    def forward(x: Tensor) -> Tensor:
-        result: Tensor = base(x)
-        last, updated = x[:, -tail.columns :].flatten(0, 1), result[:, -tail.columns :]  # [batch * columns, channels]
-        for down, up, scaling in terms:
-            update = last.to(down.dtype).mm(down.t()).mm(up.t())
-            updated.add_(update.view(updated.shape), alpha=scaling)
-        return result
-
-    return forward
-
-
-def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:
-    """The adapter's own tensors; none for a model without one."""
-    return {name: tensor for name, tensor in writer.named_parameters() if "lora_" in name}
-
-
-def initial_embeddings(reader: PreTrainedModel, k: int, seed: int) -> Tensor:
-    """[k, hidden]: drawn with the mean and spread of the vocabulary's embeddings."""
+def initial_embeddings(reader: PreTrainedModel, k: int, seed: int, anchored: bool = False) -> Tensor:
+    """[k, hidden]: drawn with the mean and spread of the vocabulary's embeddings, or small beside an anchor's."""
     weight = embedding_weight(reader).float()
     noise = torch.randn(k, weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight.device)
-    return (weight.mean(0) + noise * weight.std(0)).to(reader.dtype)
+    embeddings = noise * weight.std(0) * 0.1 if anchored else weight.mean(0) + noise * weight.std(0)
+    return embeddings.to(reader.dtype)
 
 
 def embedding_weight(reader: PreTrainedModel) -> Tensor:
@@ -281,29 +248,6 @@ def embedding_weight(reader: PreTrainedModel) -> Tensor:
     weight = reader.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.detach()
-
-
-def _twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules over the same tensors: what is then added to the twin leaves the model alone."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
-def _load_adapter(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.Module:
-    from peft import PeftModel
-
-    try:
-        writer = PeftModel.from_pretrained(
-            _twin(reader) if share else reader,
-            str(folder),
-            autocast_adapter_dtype=False,
-            torch_device=str(reader.device),
-        )
-    except Exception as error:  # peft raises many kinds; each means that the adapter does not fit
-        raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    for tensor in adapter_weights(writer).values():
-        tensor.data = tensor.data.float()  # on a CPU, products of a few tokens take half the time in float32
-    return writer.eval()
 
 
 def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
@@ -318,7 +262,7 @@ def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
         prompt_format = PromptFormat.from_dict(record.pop("prompt_format"))
         record["recipe"] = Recipe(record["recipe"])
         config = CheckpointConfig(**record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if version != VERSION:
         raise ModelError(f"{path} has checkpoint version {version}; this gistlm reads version {VERSION}")

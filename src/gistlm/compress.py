@@ -36,6 +36,8 @@ class Encoded:
     """[batch, N]"""
     gist_start: Tensor
     """[batch]: the position of each row's first gist token"""
+    tokens: Tensor
+    """[batch, N] ids"""
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
@@ -86,7 +88,7 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Enco
     reader = checkpoint.reader.get_decoder()
     with torch.no_grad() if checkpoint.config.recipe == Recipe.FROZEN else nullcontext():
         reader(tokens, attention_mask=column_mask(parts), position_ids=positions, past_key_values=cache, use_cache=True)
-    return Encoded(key_values_of(cache), parts, positions, starts + lengths)
+    return Encoded(key_values_of(cache), parts, positions, starts + lengths, tokens)
 
 
 def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
@@ -102,7 +104,7 @@ def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
     )
     cache = DynamicCache(encoded.key_values)
     checkpoint.writer_decoder(
-        inputs_embeds=checkpoint.gist_embeddings[:k].to(checkpoint.reader.dtype).expand(batch, -1, -1),
+        inputs_embeds=checkpoint.gist_inputs(encoded.tokens, encoded.parts, k),
         attention_mask=masks,
         position_ids=positions,
         past_key_values=cache,
@@ -122,7 +124,7 @@ def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tu
     starts = prompt_starts(checkpoint, lengths)
     gist_parts = torch.full((len(ids), k), int(Part.GIST), device=tokens.device)
     parts = torch.cat([prompt_parts, gist_parts], dim=1)
-    gist = checkpoint.gist_embeddings[:k].to(checkpoint.reader.dtype).expand(len(ids), -1, -1)
+    gist = checkpoint.gist_inputs(tokens, prompt_parts, k)
     cache = DynamicCache()
     with checkpoint.adapter_on_last(k):
         checkpoint.writer_decoder(

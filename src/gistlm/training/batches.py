@@ -1,14 +1,21 @@
-"""Rows to padded batches with a random number of gist tokens; knows nothing of losses or optimisers."""
+"""Rows to padded batches with a random number of gist tokens; knows nothing of losses or optimisers.
+
+A *draw* is a row in one pass over all rows, numbered pass * rows + row. Which draws make a step, and each one's
+number of gist tokens, follow from the seed alone: a resumed run repeats them, and several processes share them out.
+"""
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gistlm.compress import left_pad
 from gistlm.mask import Part
@@ -47,8 +54,8 @@ class Examples(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"example": self.examples[index], "index": index}
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        return {"example": self.examples[draw % len(self)], "draw": draw}
 
     def lengths(self) -> list[int]:
         """One number a row by which to group rows: those near in rest (in steps of 24 tokens), then in prompt.
@@ -56,6 +63,38 @@ class Examples(Dataset[dict[str, Any]]):
         Prompt and rest are padded apart, so their sum would group rows that pad each other.
         """
         return [len(example.rest) // 24 * 100_000 + len(example.prompt) for example in self.examples]
+
+    def share(self, process: int, processes: int) -> Examples:
+        """The rows that fall to one of several processes."""
+        made = copy.copy(self)
+        made.examples = self.examples[process::processes]
+        return made
+
+
+class Draws(Sampler[int]):
+    """The draws of a whole run in order: pass after pass over all rows, each shuffled anew and grouped by length.
+
+    ``batch_size`` counts the rows of a step over all processes. What does not fill a step at a pass's end is left out.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> None:
+        assert len(lengths) >= batch_size, "a pass must fill a step"
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(chain.from_iterable(map(self._in_pass, count())), len(self))
+
+    def _in_pass(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {number}").getrandbits(63))
+        rows = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        whole_steps = len(rows) - len(rows) % self.batch_size
+        return [number * len(rows) + row for row in rows[:whole_steps]]
 
 
 def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
@@ -65,19 +104,15 @@ def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
 
 
 class Collator:
-    """Items to the fields of one `Batch`.
-
-    Each row's k is drawn from the seed and the batch's items alone, so that a resumed run draws the same.
-    """
+    """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch."""
 
     def __init__(self, max_k: int, fixed_k: int | None, seed: int) -> None:
         self.choices = [fixed_k] if fixed_k else [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k] + [max_k]
         self.seed = seed
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        draw = random.Random(f"{self.seed} {[item['index'] for item in items]}")
-        examples = [item["example"] for item in items]
-        return vars(collate(examples, [draw.choice(self.choices) for _ in examples]))
+        k = [random.Random(f"{self.seed} {item['draw']}").choice(self.choices) for item in items]
+        return vars(collate([item["example"] for item in items], k))
 
 
 def collate(examples: Sequence[Example], k: Sequence[int], device: torch.device | str = "cpu") -> Batch:

@@ -38,6 +38,10 @@ class TrainConfig:
     """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this."""
     fixed_k: int | None = None
     """Train with this many gist tokens only, as the paper does."""
+    anchored: bool | None = None
+    """Start each gist token from one of the prompt's rarest tokens; by default `frozen` does, `paper` does not."""
+    start: str | None = None
+    """A checkpoint of the same make whose adapter and gist embeddings training goes on from; untrained ones if null."""
     lora_rank: int | None = 32
     """Rank of the adapter on all linear layers; null (paper only) tunes every weight."""
     steps: int = 1000
@@ -91,6 +95,11 @@ class TrainConfig:
             raise InputError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
         if not self.data:
             raise InputError("a recipe needs data: a list of mappings with at least a path")
+
+    @property
+    def has_anchors(self) -> bool:
+        """`anchored`, or what the recipe does by default."""
+        return self.recipe == Recipe.FROZEN if self.anchored is None else self.anchored
 
     @property
     def last_step(self) -> int:

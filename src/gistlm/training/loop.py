@@ -1,7 +1,8 @@
 """A training run from recipe to checkpoint folder, on transformers' Trainer; knows no loss and no data format.
 
 The run's state lies in `OUTPUT/run`. Started again with the same recipe, a run goes on from its last save and
-sees the same batches, so its losses are those of a run that was never stopped.
+sees the same batches, so its losses are those of a run that was never stopped. Several processes share each step;
+the main one writes.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from gistlm.adapter import adapter_weights
+from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.compress import encode_opening
 from gistlm.errors import DataError, InputError
 from gistlm.files import write_atomically
-from gistlm.training.batches import Collator, Examples
+from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import hold_out, load_sources
-from gistlm.training.objectives import Batch, frozen_loss, paper_loss
+from gistlm.training.objectives import Batch, frozen_loss, paper_loss, sum_over_processes
 from gistlm.training.validation import Validation
 
 WEIGHTS = "trainable.safetensors"
@@ -54,7 +56,7 @@ class Objective(nn.Module):
     def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
         """The loss of one batch, given the fields of `Batch`."""
         batch = Batch(**tensors)
-        self.tokens += batch.tokens
+        self.tokens += int(sum_over_processes(torch.tensor(batch.tokens, device=batch.rests.device)))
         options = self.options
         if options.recipe == Recipe.PAPER:
             return {"loss": paper_loss(self.checkpoint, batch, options.condition)}
@@ -86,10 +88,10 @@ class GistTrainer(Trainer):
         self._load_from_checkpoint(str(save))
         self.state = TrainerState.load_from_json(str(save / "trainer_state.json"))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        examples = self.train_dataset
+    def _get_train_sampler(self, train_dataset: Any = None) -> Draws:
+        examples, options = self.train_dataset, self.model.options
         assert isinstance(examples, Examples)
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=examples.lengths())
+        return Draws(examples.lengths(), options.batch_size * self.args.world_size, options.steps, options.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -108,32 +110,38 @@ class GistTrainer(Trainer):
 def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
     """Run a recipe to its end, resuming what an earlier run left. Returns the checkpoint's folder.
 
+    Every process of a launch calls it; ``callbacks`` are the main one's.
     Raises `InputError`, `DataError` or `ModelError`. The finished run's figures are in `OUTPUT/training.json`.
     """
     output = Path(config.output)
     run = output / "run"
-    _check_same_run(config, run)
+    arguments = _arguments(config, run)
+    with arguments.main_process_first(local=False):
+        _check_same_run(config, run, arguments.world_size)
+        save = _last_save(run)
     _keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = _create(config)
-    training, validation = _split(config, checkpoint)
+    training, validation = _split(config, checkpoint, arguments.world_size)
     objective = Objective(checkpoint, config)
     measure = Validation(checkpoint, validation, config)
     trainer = GistTrainer(
         model=objective,
-        args=_arguments(config, run),
+        args=arguments,
         train_dataset=training,
         data_collator=Collator(config.max_k, config.fixed_k, config.seed),
-        callbacks=[measure, *(callbacks or [])],
+        callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    save = _last_save(run)
     if save is not None and _step_of(save) >= config.last_step:
         trainer.restore(save)  # only the end was missing
     else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
-    return _finish(config, trainer, measure)
+    if arguments.should_save:
+        _finish(config, trainer, measure)
+    trainer.accelerator.wait_for_everyone()
+    return output
 
 
 def _keep_freed_memory() -> None:
@@ -148,11 +156,15 @@ def _keep_freed_memory() -> None:
 
 
 def _create(config: TrainConfig) -> Checkpoint:
-    """The untrained checkpoint, with everything that the recipe trains in float32 and switched on."""
-    made = Checkpoint.create(
-        config.base, recipe=config.recipe, max_k=config.max_k, lora_rank=config.lora_rank, device=config.device,
-        dtype=None if config.dtype is None else getattr(torch, config.dtype), seed=config.seed,
-    )  # fmt: skip
+    """The checkpoint to train, with everything that the recipe trains in float32 and switched on."""
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    if config.start is None:
+        made = Checkpoint.create(
+            config.base, recipe=config.recipe, max_k=config.max_k, lora_rank=config.lora_rank, device=config.device,
+            dtype=dtype, anchored=config.has_anchors, seed=config.seed,
+        )  # fmt: skip
+    else:
+        made = _start_from(config, load_checkpoint(config.start, config.base, config.device, dtype))
     made.config = replace(made.config, name=config.name or made.config.name)
     made.reader.requires_grad_(config.lora_rank is None)
     for name, tensor in made.writer.named_parameters():
@@ -163,7 +175,22 @@ def _create(config: TrainConfig) -> Checkpoint:
     return made
 
 
-def _split(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Examples, Examples]:
+def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
+    """The checkpoint found, if it is what the recipe would have made. Raises `InputError`."""
+    rank = next((tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name), None)
+    wanted = {
+        "recipe": (config.recipe, found.config.recipe),
+        "anchored": (config.has_anchors, found.config.anchored),
+        "max_k": (config.max_k, found.max_k),
+        "lora_rank": (config.lora_rank, rank),
+    }
+    for name, (given, own) in wanted.items():
+        if given != own:
+            raise InputError(f"start: {config.start} has {name}={own}, the recipe {name}={given}; make them equal")
+    return found
+
+
+def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples]:
     """Training and validation examples, held apart by prompt."""
     rows = load_sources(config.data, config.seed)
     held_out: list[Any] = []
@@ -171,10 +198,10 @@ def _split(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Examples, Examp
         rows, held_out = hold_out(rows, config.validation_rows, config.seed)
     limits = config.max_tokens, config.max_rest_tokens
     training = Examples(rows, checkpoint.prompts, *limits)
-    if len(training) < config.batch_size:
+    if len(training) < config.batch_size * processes:
         raise DataError(
-            f"only {len(training)} of {len(rows)} rows are short enough, and a batch has "
-            f"{config.batch_size}; raise max_tokens or max_rest_tokens, or give more data"
+            f"only {len(training)} of {len(rows)} rows are short enough, and a step takes "
+            f"{config.batch_size * processes}; raise max_tokens or max_rest_tokens, or give more data"
         )
     return training, Examples(held_out, checkpoint.prompts, *limits)
 
@@ -199,13 +226,17 @@ def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
     )
 
 
-def _check_same_run(config: TrainConfig, run: Path) -> None:
-    """Raise `InputError` when the folder holds a run of another recipe; record this one's."""
+def _check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
+    """Raise `InputError` when the folder holds a run of another recipe or number of processes; record this one's."""
     record = run / "recipe.json"
-    text = json.dumps({name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}, indent=2)
-    if record.exists() and record.read_text(encoding="utf-8") != text:
-        raise InputError(f"{run} holds a run of another recipe; choose another output, or delete that folder")
-    write_atomically(record, text.encode())
+    values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
+    text = json.dumps(values | ({"processes": processes} if processes > 1 else {}), indent=2)
+    if not record.exists():
+        write_atomically(record, text.encode())
+    elif record.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{run} holds a run of another recipe or number of processes; choose another output, or delete that folder"
+        )
 
 
 _MAY_CHANGE = ("threads", "device", "stop_after")
@@ -225,8 +256,8 @@ def _step_of(save: Path) -> int:
     return int(save.name.partition("-")[2])
 
 
-def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> Path:
-    """Write the checkpoint and the run's figures; returns the folder."""
+def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> None:
+    """Write the checkpoint and the run's figures."""
     checkpoint = trainer.model.checkpoint
     figures = {
         "config": config.to_dict(),
@@ -237,4 +268,3 @@ def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> P
     }
     checkpoint.save_pretrained(config.output)
     write_atomically(Path(config.output) / "training.json", (json.dumps(figures, indent=1) + "\n").encode())
-    return Path(config.output)

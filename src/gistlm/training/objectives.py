@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
@@ -106,7 +107,7 @@ def full_prompt_logits(checkpoint: Checkpoint, batch: Batch, last: int) -> tuple
         logits_to_keep=_predictors(parts.shape[1], last, parts.device),
     ).logits
     prompt = [(keys[:, :, :n], values[:, :, :n]) for keys, values in key_values_of(cache)]
-    return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], positions[:, n - 1] + 1)
+    return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], positions[:, n - 1] + 1, batch.prompts)
 
 
 def one_pass_logits(checkpoint: Checkpoint, batch: Batch, condition: Condition, last: int) -> Tensor:
@@ -114,7 +115,7 @@ def one_pass_logits(checkpoint: Checkpoint, batch: Batch, condition: Condition, 
     k = int(batch.k.max())
     embed, rows = checkpoint.reader.get_input_embeddings(), len(batch.rests)
     opening = torch.tensor(checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(rows, -1)
-    gist = checkpoint.gist_embeddings[:k].to(checkpoint.reader.dtype).expand(rows, -1, -1)
+    gist = checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
     parts, positions = _layout(checkpoint, batch, k, condition)
     masks = checkpoint.architecture.masks(parts, positions, parts.shape[1], checkpoint.reader.dtype, condition)
     logits: Tensor = checkpoint.reader(
@@ -205,5 +206,23 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of [n] values under the weights [batch, M] that are not zero."""
-    return (values * weights[weights > 0]).sum() / weights.sum()
+    """Mean of [n] values under the weights [batch, M] that are not zero.
+
+    Where several processes share a step, it is scaled so that the mean of all their results, which data-parallel
+    training takes of gradients and losses, is the mean over the rows of all: the rows' outputs differ in length.
+    """
+    processes = torch.distributed.get_world_size() if _shared() else 1
+    return (values * weights[weights > 0]).sum() / (sum_over_processes(weights.sum()) / processes)
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of every process's ``value``, on each of them; all must call. Takes no gradients."""
+    if not _shared():
+        return value
+    total = value.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def _shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

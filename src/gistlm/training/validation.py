@@ -21,13 +21,20 @@ from gistlm.files import sha256, write_atomically
 from gistlm.mask import Condition
 from gistlm.training.batches import Examples, collate
 from gistlm.training.config import TrainConfig
-from gistlm.training.objectives import Batch, cross_entropy, divergence, full_prompt_logits, rest_logits
+from gistlm.training.objectives import (
+    Batch,
+    cross_entropy,
+    divergence,
+    full_prompt_logits,
+    rest_logits,
+    sum_over_processes,
+)
 
 _BATCH = 8
 
 
 class Validation(TrainerCallback):
-    """Measures the held-out rows at every save and keeps the history in the run's folder."""
+    """Measures the held-out rows at every save; the main process keeps the history in the run's folder."""
 
     def __init__(self, checkpoint: Checkpoint, examples: Examples, config: TrainConfig) -> None:
         self.checkpoint = checkpoint
@@ -45,28 +52,34 @@ class Validation(TrainerCallback):
         """Trainer's hook."""
         if not len(self.examples):
             return
-        measured = {"step": state.global_step, **measure(self.checkpoint, self.examples, self.ks)}
+        share = self.examples.share(args.process_index, args.world_size)
+        measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks)}
         self.history = [entry for entry in self.history if entry["step"] < state.global_step] + [measured]
-        write_atomically(self.path, json.dumps(self.history, indent=1).encode())
+        if state.is_world_process_zero:
+            write_atomically(self.path, json.dumps(self.history, indent=1).encode())
 
 
 def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[str, Any]:
-    """Means over output tokens, from `measure_rows`.
+    """Means over output tokens, from `measure_rows`; of several processes, each calls it with its share of the rows.
 
     Returns {"full": {"nll": ...}, "none": {"nll", "kl"}, "k=4": {"nll", "kl", "nll_gap_closed", "kl_gap_closed"}}.
     """
+    names = ["none", *(f"k={k}" for k in ks)]
+    keys = [("", "tokens"), ("full", "nll"), *((name, metric) for name in names for metric in ("nll", "kl"))]
     table = measure_rows(checkpoint, examples, ks)
-    tokens = table.pop(("", "tokens")).sum()
+    sums = [float(table[key].sum()) if key in table else 0.0 for key in keys]  # a process may have no rows
+    every = torch.tensor([len(examples), *sums], dtype=torch.float64, device=checkpoint.reader.device)
+    rows, tokens, *totals = sum_over_processes(every).tolist()
     means: dict[str, dict[str, float]] = {}
-    for (name, metric), sums in table.items():
-        means.setdefault(name, {})[metric] = float(sums.sum() / tokens)
+    for (name, metric), total in zip(keys[1:], totals, strict=True):
+        means.setdefault(name, {})[metric] = total / tokens
     full, none = means["full"], means["none"]
     for name, values in means.items():
         if name.startswith("k="):
             lost = none["nll"] - full["nll"]
             values["nll_gap_closed"] = (none["nll"] - values["nll"]) / lost if lost else 0.0
             values["kl_gap_closed"] = 1 - values["kl"] / none["kl"] if none["kl"] else 0.0
-    return {"rows": len(examples), "tokens": int(tokens), **means}
+    return {"rows": int(rows), "tokens": int(tokens), **means}
 
 
 @torch.no_grad()

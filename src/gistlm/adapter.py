@@ -1,0 +1,98 @@
+"""The gist adapter: a LoRA on every linear layer that acts on gist tokens only; knows nothing of prompts or gists."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gistlm.errors import ModelError
+
+
+def add_lora(reader: PreTrainedModel, rank: int, *, share: bool) -> nn.Module:
+    """The reader with a LoRA on every linear layer; ``share`` leaves the reader itself untouched."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(_twin(reader) if share else reader, config).eval()
+
+
+def load_lora(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.Module:
+    """The reader with the LoRA of a folder. Raises `ModelError` when it does not fit."""
+    from peft import PeftModel
+
+    try:
+        writer = PeftModel.from_pretrained(
+            _twin(reader) if share else reader,
+            str(folder),
+            autocast_adapter_dtype=False,
+            torch_device=str(reader.device),
+        )
+    except Exception as error:  # peft raises many kinds; each means that the adapter does not fit
+        raise ModelError(f"the adapter in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for tensor in adapter_weights(writer).values():
+        tensor.data = tensor.data.float()  # on a CPU, products of a few tokens take half the time in float32
+    return writer.eval()
+
+
+def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:
+    """The adapter's own tensors; none for a model without one."""
+    return {name: tensor for name, tensor in writer.named_parameters() if "lora_" in name}
+
+
+class AdapterOnLast:
+    """Lets a writer's adapter act on the last columns of a pass only; the others pass the bare base.
+
+    What that needs is looked up once: a short prompt's pass is over in a few hundred calls of these forwards.
+    """
+
+    def __init__(self, writer: nn.Module) -> None:
+        self._columns = 0
+        layers: list[Any] = [module for module in writer.modules() if hasattr(module, "lora_A")]
+        self._forwards = [(layer, self._forward(layer)) for layer in layers]
+
+    def __bool__(self) -> bool:
+        """Whether the writer has an adapter."""
+        return bool(self._forwards)
+
+    @contextmanager
+    def __call__(self, columns: int) -> Iterator[None]:
+        """Meanwhile the adapter acts on the last ``columns`` tokens; one pass at a time."""
+        self._columns = columns
+        for layer, forward in self._forwards:
+            layer.__dict__["forward"] = forward
+        try:
+            yield
+        finally:
+            for layer, _ in self._forwards:
+                del layer.__dict__["forward"]
+
+    def _forward(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        base = layer.base_layer
+        terms = [
+            (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+            for name in layer.active_adapters
+        ]
+
+        def forward(x: Tensor) -> Tensor:
+            """x: [batch, tokens, channels]"""
+            result: Tensor = base(x)
+            tail = x[:, -self._columns :].flatten(0, 1)  # [batch * columns, channels]
+            updated = result[:, -self._columns :]
+            for down, up, scaling in terms:
+                update = tail.to(down.dtype).mm(down.t()).mm(up.t())
+                updated.add_(update.view(updated.shape), alpha=scaling)
+            return result
+
+        return forward
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules over the same tensors: what is then added to the twin leaves the model alone."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
