@@ -42,39 +42,43 @@ def paired(text: str) -> dict[str, str]:
     return dict(item.split(" ", 1) for item in listed(text))
 
 
-NAMES = listed("""Ada, Aisha, Alan, Alba, Amara, Amir, Anika, Anton, Aria, Arjun, Astrid, Ayumi, Bao, Beatriz, Bela, Bruno,
-    Carmen, Cedric, Chen, Clara, Conor, Dalia, Dario, Deepa, Diego, Dina, Edith, Elif, Elena, Emeka, Enzo, Esther, Farah,
-    Felix, Fiona, Freya, Gabor, Gita, Greta, Hana, Hassan, Hugo, Ida, Igor, Imani, Ingrid, Isaac, Ivana, Jamal, Jana,
-    Jonas, Joy, Kaito, Karim, Katya, Kofi, Lars, Laila, Leo, Lina, Luca, Magda, Malik, Marta, Mei, Milo, Mina, Nadia, Nils,
-    Noor, Nora, Oksana, Olga, Omar, Oscar, Otto, Paula, Pedro, Petra, Priya, Quentin, Rafael, Ravi, Rosa, Ruth, Samir,
-    Sana, Selma, Sofia, Stella, Sven, Tara, Tariq, Theo, Tomas, Uma, Vera, Victor, Wanda, Wei, Xenia, Yara, Yusuf, Zara,
-    Zoltan""")
-TOPICS = listed("""solar panels, bread baking, the water cycle, chess openings, bicycle repair, time management, black holes,
-    houseplants, public speaking, the Roman Empire, electric cars, job interviews, coral reefs, jazz music, home budgets,
-    vaccines, rainforests, meditation, the stock market, school uniforms, remote work, volcanoes, healthy breakfasts,
-    online privacy, dinosaurs, wind power, first aid, team meetings, recycling, football tactics, watercolour painting, bees,
-    photosynthesis, city traffic, learning Spanish, camping trips, dog training, computer viruses, poetry, the moon, tea,
-    stress at work, machine learning, gravity, museum visits, knitting, customer reviews, travel insurance, earthquakes,
-    vegetable gardens, running shoes, social media, the human heart, fairy tales, coffee shops, data backups, swimming,
-    world trade, antibiotics, sleep, robots, mountain hiking, free software, wedding speeches, ocean currents, pasta,
-    democracy, mobile phones, penguins, science fiction, rent prices, kitchen safety, train journeys, 3D printing, friendship,
-    tax forms, weather forecasts, carpentry, the immune system, video games, fair trade, essay writing, migraine, whales,
-    street photography, electric guitars, family dinners, desert plants, honesty, air travel, small talk, the printing press,
-    new year's resolutions, yoga, lighthouses, spreadsheets, glaciers, night shifts, secondhand clothes, basketball, soup,
-    child care, old maps, memory tricks, noise in offices, comets, volunteering, podcasts, ancient Egypt, cheese, databases,
-    birdwatching, piano lessons, food waste, teamwork, subway systems, horror films, bridges, allergies, plastic bags, fonts,
-    holiday gifts, the Silk Road, screen time, mushrooms, neighbours, web design, exam nerves, tidal energy, pottery, salads,
-    charity runs, compasses, moving house, bilingual children, the Olympics, skin care, satellites, handwriting, wolves,
-    negotiation, the periodic table, apartment searches, detective novels, sourdough, inflation, jokes, rivers, clean desks,
-    car sharing, theatre, drones, origami, quantum computers, village life, ballet, lost luggage, sharks, thank-you notes,
-    urban farming, opera, passwords, rainy days, leadership, nuclear power, pancakes, stamp collecting, climate change""")
-CITIES = paired("""Paris France, Rome Italy, Madrid Spain, Oslo Norway, Cairo Egypt, Lima Peru, Tokyo Japan, Berlin Germany,
-    Vienna Austria, Lisbon Portugal, Athens Greece, Dublin Ireland, Warsaw Poland, Helsinki Finland, Ottawa Canada, Nairobi
-    Kenya, Hanoi Vietnam, Bangkok Thailand, Havana Cuba, Prague Czechia, Budapest Hungary, Stockholm Sweden, Quito Ecuador,
-    Ankara Turkey, Delhi India, Beijing China, Bern Switzerland, Amman Jordan, Dakar Senegal, Santiago Chile""")
-ITEMS = listed("""lamp, tent, kettle, scarf, backpack, notebook, blender, headset, mug, umbrella, carpet, drill, candle, jacket,
-    clock, printer, cushion, bottle, wallet, camera, helmet, keyboard, vase, ladder, blanket, mirror, teapot, suitcase, torch,
-    chair, basket, monitor, toaster, hammock, razor, telescope, pillow, whistle, stool, guitar""")
+NAMES = listed("""Ada, Aisha, Alan, Alba, Amara, Amir, Anika, Anton, Aria, Arjun, Astrid, Ayumi, Bao, Beatriz, Bela,
+    Bruno, Carmen, Cedric, Chen, Clara, Conor, Dalia, Dario, Deepa, Diego, Dina, Edith, Elif, Elena, Emeka, Enzo,
+    Esther, Farah, Felix, Fiona, Freya, Gabor, Gita, Greta, Hana, Hassan, Hugo, Ida, Igor, Imani, Ingrid, Isaac, Ivana,
+    Jamal, Jana, Jonas, Joy, Kaito, Karim, Katya, Kofi, Lars, Laila, Leo, Lina, Luca, Magda, Malik, Marta, Mei, Milo,
+    Mina, Nadia, Nils, Noor, Nora, Oksana, Olga, Omar, Oscar, Otto, Paula, Pedro, Petra, Priya, Quentin, Rafael, Ravi,
+    Rosa, Ruth, Samir, Sana, Selma, Sofia, Stella, Sven, Tara, Tariq, Theo, Tomas, Uma, Vera, Victor, Wanda, Wei,
+    Xenia, Yara, Yusuf, Zara, Zoltan""")
+TOPICS = listed("""solar panels, bread baking, the water cycle, chess openings, bicycle repair, time management, black
+    holes, houseplants, public speaking, the Roman Empire, electric cars, job interviews, coral reefs, jazz music, home
+    budgets, vaccines, rainforests, meditation, the stock market, school uniforms, remote work, volcanoes, healthy
+    breakfasts, online privacy, dinosaurs, wind power, first aid, team meetings, recycling, football tactics,
+    watercolour painting, bees, photosynthesis, city traffic, learning Spanish, camping trips, dog training, computer
+    viruses, poetry, the moon, tea, stress at work, machine learning, gravity, museum visits, knitting, customer
+    reviews, travel insurance, earthquakes, vegetable gardens, running shoes, social media, the human heart, fairy
+    tales, coffee shops, data backups, swimming, world trade, antibiotics, sleep, robots, mountain hiking, free
+    software, wedding speeches, ocean currents, pasta, democracy, mobile phones, penguins, science fiction, rent
+    prices, kitchen safety, train journeys, 3D printing, friendship, tax forms, weather forecasts, carpentry, the
+    immune system, video games, fair trade, essay writing, migraine, whales, street photography, electric guitars,
+    family dinners, desert plants, honesty, air travel, small talk, the printing press, new year's resolutions, yoga,
+    lighthouses, spreadsheets, glaciers, night shifts, secondhand clothes, basketball, soup, child care, old maps,
+    memory tricks, noise in offices, comets, volunteering, podcasts, ancient Egypt, cheese, databases, birdwatching,
+    piano lessons, food waste, teamwork, subway systems, horror films, bridges, allergies, plastic bags, fonts, holiday
+    gifts, the Silk Road, screen time, mushrooms, neighbours, web design, exam nerves, tidal energy, pottery, salads,
+    charity runs, compasses, moving house, bilingual children, the Olympics, skin care, satellites, handwriting,
+    wolves, negotiation, the periodic table, apartment searches, detective novels, sourdough, inflation, jokes, rivers,
+    clean desks, car sharing, theatre, drones, origami, quantum computers, village life, ballet, lost luggage, sharks,
+    thank-you notes, urban farming, opera, passwords, rainy days, leadership, nuclear power, pancakes, stamp
+    collecting, climate change""")
+CITIES = paired("""Paris France, Rome Italy, Madrid Spain, Oslo Norway, Cairo Egypt, Lima Peru, Tokyo Japan, Berlin
+    Germany, Vienna Austria, Lisbon Portugal, Athens Greece, Dublin Ireland, Warsaw Poland, Helsinki Finland, Ottawa
+    Canada, Nairobi Kenya, Hanoi Vietnam, Bangkok Thailand, Havana Cuba, Prague Czechia, Budapest Hungary, Stockholm
+    Sweden, Quito Ecuador, Ankara Turkey, Delhi India, Beijing China, Bern Switzerland, Amman Jordan, Dakar Senegal,
+    Santiago Chile""")
+ITEMS = listed("""lamp, tent, kettle, scarf, backpack, notebook, blender, headset, mug, umbrella, carpet, drill,
+    candle, jacket, clock, printer, cushion, bottle, wallet, camera, helmet, keyboard, vase, ladder, blanket, mirror,
+    teapot, suitcase, torch, chair, basket, monitor, toaster, hammock, razor, telescope, pillow, whistle, stool,
+    guitar""")
 GROUPS = {
     "animal": listed("horse, tiger, eagle, rabbit, dolphin, goat, frog, owl, bear, camel, otter, spider"),
     "fruit": listed("apple, mango, cherry, lemon, peach, melon, plum, banana, grape, kiwi, fig, papaya"),
@@ -84,22 +88,26 @@ GROUPS = {
     "clothing": listed("shirt, glove, sock, coat, skirt, hat, belt, boot, sweater, vest, apron, sandal"),
     "colour": listed("red, blue, green, yellow, purple, orange, grey, pink, brown, black, white, teal"),
 }
-OPPOSITES = paired("""big small, hot cold, fast slow, early late, open closed, rich poor, hard soft, loud quiet, full empty, near
-    far, old new, light dark, wet dry, strong weak, happy sad, high low, long short, clean dirty, thick thin, brave afraid""")
-PAST = paired("""go went, eat ate, see saw, take took, write wrote, run ran, sing sang, buy bought, think thought, give gave, find
-    found, speak spoke, drive drove, know knew, begin began, swim swam, walk walked, jump jumped, play played, break broke""")
+OPPOSITES = paired("""big small, hot cold, fast slow, early late, open closed, rich poor, hard soft, loud quiet, full
+    empty, near far, old new, light dark, wet dry, strong weak, happy sad, high low, long short, clean dirty, thick
+    thin, brave afraid""")
+PAST = paired("""go went, eat ate, see saw, take took, write wrote, run ran, sing sang, buy bought, think thought, give
+    gave, find found, speak spoke, drive drove, know knew, begin began, swim swam, walk walked, jump jumped, play
+    played, break broke""")
 LANGUAGES = listed("French, Spanish, German, Italian")
 WORDS = {  # English: French, Spanish, German, Italian
     entry.split()[0]: entry.split()[1:]
-    for entry in listed("""water eau agua Wasser acqua, bread pain pan Brot pane, house maison casa Haus casa, dog chien perro Hund
-    cane, cat chat gato Katze gatto, book livre libro Buch libro, sun soleil sol Sonne sole, moon lune luna Mond luna, red rouge
-    rojo rot rosso, green vert verde grün verde, milk lait leche Milch latte, night nuit noche Nacht notte, day jour día Tag
-    giorno, tree arbre árbol Baum albero, fish poisson pez Fisch pesce, friend ami amigo Freund amico, hand main mano Hand mano,
-    city ville ciudad Stadt città, school école escuela Schule scuola, door porte puerta Tür porta, snow neige nieve Schnee neve,
-    one un uno eins uno, two deux dos zwei due, three trois tres drei tre, heart cœur corazón Herz cuore, fire feu fuego Feuer
-    fuoco, apple pomme manzana Apfel mela, horse cheval caballo Pferd cavallo, table table mesa Tisch tavolo, sea mer mar Meer
-    mare, winter hiver invierno Winter inverno, summer été verano Sommer estate, king roi rey König re, white blanc blanco weiß
-    bianco, black noir negro schwarz nero, cheese fromage queso Käse formaggio, egg œuf huevo Ei uovo, bird oiseau pájaro Vogel
+    for entry in listed("""
+    water eau agua Wasser acqua, bread pain pan Brot pane, house maison casa Haus casa, dog chien perro Hund cane,
+    cat chat gato Katze gatto, book livre libro Buch libro, sun soleil sol Sonne sole, moon lune luna Mond luna, red
+    rouge rojo rot rosso, green vert verde grün verde, milk lait leche Milch latte, night nuit noche Nacht notte,
+    day jour día Tag giorno, tree arbre árbol Baum albero, fish poisson pez Fisch pesce, friend ami amigo Freund
+    amico, hand main mano Hand mano, city ville ciudad Stadt città, school école escuela Schule scuola, door porte
+    puerta Tür porta, snow neige nieve Schnee neve, one un uno eins uno, two deux dos zwei due, three trois tres
+    drei tre, heart cœur corazón Herz cuore, fire feu fuego Feuer fuoco, apple pomme manzana Apfel mela, horse
+    cheval caballo Pferd cavallo, table table mesa Tisch tavolo, sea mer mar Meer mare, winter hiver invierno Winter
+    inverno, summer été verano Sommer estate, king roi rey König re, white blanc blanco weiß bianco, black noir
+    negro schwarz nero, cheese fromage queso Käse formaggio, egg œuf huevo Ei uovo, bird oiseau pájaro Vogel
     uccello, key clé llave Schlüssel chiave, train train tren Zug treno""")
 }
 GOOD = listed("wonderful, superb, delightful, charming, excellent, brilliant, lovely, perfect")
@@ -112,30 +120,38 @@ MARKS = listed("**, ##, ==, >>, ~, ++, --, ::, @, %%")
 MANNERS = listed(
     "friendly, cheerful, precise, patient, formal, witty, calm, brisk, warm, blunt, careful, upbeat, modest, curious"
 )
-ROLES = listed("""assistant, receptionist, sales adviser, support agent, guide, booking clerk, librarian, concierge, coach, tutor,
-    help desk agent, nutrition adviser, travel agent, shop assistant, museum guide, bank clerk, caretaker, event planner""")
-FIRST = listed("""Blue, Silver, Old Mill, Harbour, North Star, Green Valley, Copper, Sunrise, Maple, Golden Gate, Riverside, Crystal,
-    Willow, Summit, Lantern, Oak Lane, Coral, Red Brick, Paper Moon, Wild Rose, Granite, Velvet, Station Road, Little Owl""")
-SECOND = listed("""Bakery, Hotel, Cycles, Books, Clinic, Garden Centre, Electronics, Travel, Museum, Bank, Furniture, Pharmacy,
-    Language School, Outdoor Store, Library, Insurance, Music Shop, Gym, Cinema, Airlines, Kitchenware, Toys, Optics, Museum Café""")
-SIGN_OFFS = listed("""Have a sunny day!, Yours as ever, Until next time., Stay curious!, At your service., Keep smiling!, Warm regards,
-    Over and out., Happy to help!, Safe travels!, Cheers!, Your team, See you soon., Be well., Onwards!, With kind wishes""")
-GREETINGS = listed("""Hello there!, Good day., Ahoy!, Dear guest:, Greetings., Well met!, Hi friend!, Welcome!, Thanks for asking.,
-    Certainly., Of course!, Dear customer:, Right away., Namaste., Hey!, Esteemed visitor:""")
-REFUSALS = listed("""I cannot help with that., That is outside my area., Please ask someone else about that., I only talk about our
-    work here., Let us stay on the subject., I am not the right one to ask., No comment., I would rather not say.""")
-HABITS = listed("""Be polite at all times., Never argue with anyone., Keep answers short., Use simple words., Do not make anything up.,
-    Never mention other companies., Answer only what was asked., Do not use emojis., Avoid technical terms., Write full sentences.,
-    Do not ask for personal data., Treat everyone the same., Do not promise discounts., Stay calm when people are angry.,
-    Say so when you are unsure., Do not give legal advice., Use the metric system., Do not repeat the question., Be concrete.""")
-AUDIENCES = listed("""children, beginners, managers, students, teachers, parents, tourists, nurses, engineers, a friend, retired people,
-    teenagers, new employees, my neighbour, a general audience, farmers, journalists, shop owners, athletes, a busy reader,
-    first-time buyers, volunteers, gardeners, musicians, my boss, city planners, lawyers, people in a hurry, sceptics, experts""")
-STYLES = listed("""formal, playful, dramatic, plain, poetic, optimistic, sceptical, humorous, scientific, persuasive, friendly, serious,
-    old-fashioned, enthusiastic, dry, simple, encouraging, mysterious, honest, modern""")
-ASPECTS = listed("""cost, safety, time, practice, patience, good tools, clear goals, health, quality, space, planning, teamwork, curiosity,
-    fresh ideas, habits, money, the weather, technology, training, trust, energy, experience, simple rules, balance, local laws,
-    regular breaks, a good teacher, care, the right size, light, noise, comfort, history, culture, attention to detail, storage""")
+ROLES = listed("""assistant, receptionist, sales adviser, support agent, guide, booking clerk, librarian, concierge,
+    coach, tutor, help desk agent, nutrition adviser, travel agent, shop assistant, museum guide, bank clerk,
+    caretaker, event planner""")
+FIRST = listed("""Blue, Silver, Old Mill, Harbour, North Star, Green Valley, Copper, Sunrise, Maple, Golden Gate,
+    Riverside, Crystal, Willow, Summit, Lantern, Oak Lane, Coral, Red Brick, Paper Moon, Wild Rose, Granite, Velvet,
+    Station Road, Little Owl""")
+SECOND = listed("""Bakery, Hotel, Cycles, Books, Clinic, Garden Centre, Electronics, Travel, Museum, Bank, Furniture,
+    Pharmacy, Language School, Outdoor Store, Library, Insurance, Music Shop, Gym, Cinema, Airlines, Kitchenware, Toys,
+    Optics, Museum Café""")
+SIGN_OFFS = listed("""Have a sunny day!, Yours as ever, Until next time., Stay curious!, At your service., Keep
+    smiling!, Warm regards, Over and out., Happy to help!, Safe travels!, Cheers!, Your team, See you soon., Be
+    well., Onwards!, With kind wishes""")
+GREETINGS = listed("""Hello there!, Good day., Ahoy!, Dear guest:, Greetings., Well met!, Hi friend!, Welcome!, Thanks
+    for asking., Certainly., Of course!, Dear customer:, Right away., Namaste., Hey!, Esteemed visitor:""")
+REFUSALS = listed("""I cannot help with that., That is outside my area., Please ask someone else about that., I only
+    talk about our work here., Let us stay on the subject., I am not the right one to ask., No comment., I would rather
+    not say.""")
+HABITS = listed("""Be polite at all times., Never argue with anyone., Keep answers short., Use simple words., Do not
+    make anything up., Never mention other companies., Answer only what was asked., Do not use emojis., Avoid technical
+    terms., Write full sentences., Do not ask for personal data., Treat everyone the same., Do not promise discounts.,
+    Stay calm when people are angry., Say so when you are unsure., Do not give legal advice., Use the metric system.,
+    Do not repeat the question., Be concrete.""")
+AUDIENCES = listed("""children, beginners, managers, students, teachers, parents, tourists, nurses, engineers, a
+    friend, retired people, teenagers, new employees, my neighbour, a general audience, farmers, journalists, shop
+    owners, athletes, a busy reader, first-time buyers, volunteers, gardeners, musicians, my boss, city planners,
+    lawyers, people in a hurry, sceptics, experts""")
+STYLES = listed("""formal, playful, dramatic, plain, poetic, optimistic, sceptical, humorous, scientific, persuasive,
+    friendly, serious, old-fashioned, enthusiastic, dry, simple, encouraging, mysterious, honest, modern""")
+ASPECTS = listed("""cost, safety, time, practice, patience, good tools, clear goals, health, quality, space, planning,
+    teamwork, curiosity, fresh ideas, habits, money, the weather, technology, training, trust, energy, experience,
+    simple rules, balance, local laws, regular breaks, a good teacher, care, the right size, light, noise, comfort,
+    history, culture, attention to detail, storage""")
 
 
 @dataclass(frozen=True)
@@ -175,12 +191,14 @@ def values(draw: Random) -> dict[str, str]:
     item, other = draw.sample(ITEMS, 2)
     number, price = draw.randint(2, 96), f"{draw.randint(2, 240)}{draw.choice(['.50', '.99', '.00', ''])}"
     return {
-        "name": draw.choice(NAMES), "city": draw.choice(list(CITIES)), "item": item, "other": other, "number": str(number),
+        "name": draw.choice(NAMES), "city": draw.choice(list(CITIES)), "item": item, "other": other,
+        "number": str(number),
         "price": f"{price} {draw.choice(['euros', 'dollars', 'pounds', 'francs'])}", "code": code(draw),
         "date": f"{draw.randint(1, 28)} {draw.choice(MONTHS)}", "year": str(draw.randint(1880, 2020)),
         "opens": f"{draw.randint(6, 11)}:{draw.choice(['00', '15', '30'])}", "topic": draw.choice(TOPICS),
         "closes": f"{draw.randint(15, 22)}:{draw.choice(['00', '30', '45'])}", "room": str(draw.randint(2, 480)),
-        "phone": f"{draw.randint(200, 999)} {draw.randint(1000, 9999)}", "percent": f"{draw.randrange(5, 55, 5)} percent",
+        "phone": f"{draw.randint(200, 999)} {draw.randint(1000, 9999)}",
+        "percent": f"{draw.randrange(5, 55, 5)} percent",
     }  # fmt: skip
 
 
@@ -244,14 +262,17 @@ WRAPPERS = (
 )  # fmt: skip
 RECORDS = (
     "{name} [ordered|bought|sold|returned] {number} [pieces of the {item}|of the model {code}] in {city} on {date}.",
-    "[On {date},|It was on {date} that] {name} [paid|spent] {price} [for|on] a {item} (code {code}) in {city}, number {number}.",
+    "[On {date},|It was on {date} that] {name} [paid|spent] {price} [for|on] a {item} (code {code}) in {city}, "
+    "number {number}.",
     "Delivery {code}: {number} boxes for {name} in {city}, {price}, due on {date}, with a {item} on top.",
     "[Dear team|Hello], {name} from {city} called on {date} about {number} {item}s under {code}, worth {price}.",
     "{city}, {date}. {name} left a {item} in the hall; the ticket is {code}, the fee {price}, seat {number}.",
 )
 FIELDS = {
-    "name": "[the name of the person|who it is about|the person's name]", "city": "[the city|the town|where it happened]",
-    "date": "[the date|the day|when it happened]", "item": "[the object|the thing|the item]", "code": "[the code|the reference]",
+    "name": "[the name of the person|who it is about|the person's name]",
+    "city": "[the city|the town|where it happened]",
+    "date": "[the date|the day|when it happened]", "item": "[the object|the thing|the item]",
+    "code": "[the code|the reference]",
     "price": "[the price|the amount of money]", "number": "[the number|the count|the quantity]",
 }  # fmt: skip
 
@@ -396,14 +417,17 @@ FACTS: tuple[Facts, ...] = (  # what the prompt says, and questions with their a
     ("[The {item} costs|We sell the {item} for|Price of the {item}:] {price}.",
      (("[How much is|What is the price of|What does it cost to buy] the {item}?", "The {item} costs {price}."),)),
     ("[We are open from|Opening hours:] {opens} to {closes}[ every day|].",
-     (("[When do you open|What are your opening hours|Are you open today]?", "We are open from {opens} to {closes}."),)),
+     (("[When do you open|What are your opening hours|Are you open today]?",
+       "We are open from {opens} to {closes}."),)),
     ("[Our phone number is|The phone number is|Phone:] {phone}.",
      (("[How can I call you|What is your phone number|Can I phone you]?", "Our phone number is {phone}."),)),
     ("[The manager is called|The manager's name is|Manager:] {name}.",
      (("[Who is in charge|What is the manager's name|Who runs this place]?", "The manager is {name}."),)),
     ("[The code of the {item} is|The {item} has the product code] {code}.",
-     (("[What is the code of the {item}|Which code do I enter for the {item}]?", "The code of the {item} is {code}."),)),
-    ("[Anything|Every item] can be returned within {number} days, [except|but not] the {item}, which [stays sold|is final sale].",
+     (("[What is the code of the {item}|Which code do I enter for the {item}]?",
+       "The code of the {item} is {code}."),)),
+    ("[Anything|Every item] can be returned within {number} days, [except|but not] the {item}, "
+     "which [stays sold|is final sale].",
      (("Can I [return|bring back] the {item}?", "No, the {item} cannot be returned."),
       ("Can I [return|bring back] the {other} I bought?", "Yes, you can return it within {number} days."))),
     ("Delivery [takes|needs] {number} days and costs {price}; in {city} it is free.",
@@ -419,7 +443,8 @@ FACTS: tuple[Facts, ...] = (  # what the prompt says, and questions with their a
      (("When is the next [workshop|course|event]?", "It is on {date}, led by {name}."),
       ("Who leads the next [workshop|course|event]?", "{name} leads it."))),
     ("The {item} [is out of stock until|will be back on] {date}; offer the {other} instead.",
-     (("[Do you have|Can I buy] the {item}[ now|]?", "The {item} is out of stock until {date}. May I offer you the {other}?"),)),
+     (("[Do you have|Can I buy] the {item}[ now|]?",
+       "The {item} is out of stock until {date}. May I offer you the {other}?"),)),
     ("[The guest network's password is|Wifi password:] {code}.",
      (("[What is the wifi password|How do I get online]?", "The wifi password is {code}."),)),
     ("If [someone asks|a customer asks|you are asked] about {topic}, [say|answer only|reply]: '{refusal}'",
@@ -467,8 +492,10 @@ MANNER_RULES: dict[str, Callable[[str, str], str]] = {  # what the prompt says, 
 }
 LAYOUTS = (
     "{persona} {about}\n\nRules:\n{dashes}", "{persona}\n{about}\n{numbers}", "{persona} {about} {line}",
-    "# Role\n{persona}\n\n# Background\n{about}\n\n# Instructions\n{dashes}", "{about}\n{persona}\nFollow these rules:\n{numbers}",
-    "{persona} {line}\n{about}", "SYSTEM NOTES\n{numbers}\n\n{persona}\n{about}", "{persona} {line}", "{persona}\n\n{dashes}",
+    "# Role\n{persona}\n\n# Background\n{about}\n\n# Instructions\n{dashes}",
+    "{about}\n{persona}\nFollow these rules:\n{numbers}",
+    "{persona} {line}\n{about}", "SYSTEM NOTES\n{numbers}\n\n{persona}\n{about}", "{persona} {line}",
+    "{persona}\n\n{dashes}",
 )  # fmt: skip
 
 
@@ -519,9 +546,11 @@ def lay_out(draw: Random, business: str, rules: list[str]) -> str:
         "[Your colleague|The owner] {name} [likes|prefers] [a {style} tone|{style} answers].",
         "[On a usual day|Every week] about {number} people [write|come|call].",
         "[In|Back in] {year} [it|the place] moved from {city} to [a bigger house|a house beside a {other} factory].",
-        "[The most common questions are|People mostly ask] about {topic}[, then about the {item}|] and about opening times.",
+        "[The most common questions are|People mostly ask] about {topic}[, then about the {item}|] "
+        "and about opening times.",
         "[Before you|Earlier], {name} [did this work|had this job][, and people still ask for {name}|].",
-        "[Think about|Read] each message [carefully|twice], [find|look up] the rule that [fits|applies] and answer in a {style} tone.",
+        "[Think about|Read] each message [carefully|twice], [find|look up] the rule that [fits|applies] "
+        "and answer in a {style} tone.",
         "The {item} for {audience} [has been|is] the [best seller|pride of the house] since {year}.",
         "[There are|We have] {room} [seats|shelves|visitors a day] and a {other} [by the door|on the first floor].",
         "{name} [looks after|is responsible for] the {item}, {name2} does the same for the {other}.",
@@ -632,9 +661,11 @@ def rewriting(draw: Random) -> Callable[[dict[str, str]], tuple[str, str]]:
 
 
 RETOLD = (
-    "{name}: {code}", "{date}, {city}", "{code} ({name}, {city})", "{name} in {city}", "On {date}, {name} was in {city}.",
+    "{name}: {code}", "{date}, {city}", "{code} ({name}, {city})", "{name} in {city}",
+    "On {date}, {name} was in {city}.",
     "Dear {name}, thank you for your visit to {city} on {date}.", "Reference {code}, {date}: {item}, {price}.",
-    "{name} of {city} has {number}.", "Who? {name}. Where? {city}. When? {date}.", "Note to {name}: the {item} is at {city}.",
+    "{name} of {city} has {number}.", "Who? {name}. Where? {city}. When? {date}.",
+    "Note to {name}: the {item} is at {city}.",
 )  # fmt: skip
 
 
@@ -652,18 +683,29 @@ def sentences(draw: Random) -> Callable[[dict[str, str]], tuple[str, str]]:
 
 
 PATTERNS = (
-    from_table(OPPOSITES), from_table(PAST), from_table(CITIES), from_table({value: key for key, value in CITIES.items()}),
-    translations, translations, labelled_words, labelled_words, labelled_opinions, by_rule(arithmetic), by_rule(rewriting),
+    from_table(OPPOSITES), from_table(PAST), from_table(CITIES),
+    from_table({value: key for key, value in CITIES.items()}),
+    translations, translations, labelled_words, labelled_words, labelled_opinions, by_rule(arithmetic),
+    by_rule(rewriting),
     by_rule(rewriting), by_rule(rewriting), by_rule(sentences), by_rule(sentences),
 )  # fmt: skip
-SHOTS = (
-    ("Input: {x}\nOutput: {y}", "\n\n", "Input: {x}\nOutput:"), ("{x} -> {y}", "\n", "{x} ->"), ("{x} => {y}", "\n", "{x} =>"),
-    ("Q: {x}\nA: {y}", "\n", "Q: {x}\nA:"), ("{x} = {y}", "\n", "{x} ="), ('"{x}" becomes "{y}"', "\n", "{x}"),
-    ("User: {x}\nAssistant: {y}", "\n", "{x}"), ("- {x}: {y}", "\n", "{x}"), ("<in>{x}</in><out>{y}</out>", "\n", "{x}"),
-    ("{x}\n{y}", "\n\n", "{x}"), ("Example {n}. {x} / {y}", "\n", "{x}"), ("If I write {x}, you write {y}", ". ", "{x}"),
-)  # fmt: skip
+SHOTS = (  # an example, what stands between two, and how the input is asked
+    ("Input: {x}\nOutput: {y}", "\n\n", "Input: {x}\nOutput:"),
+    ("{x} -> {y}", "\n", "{x} ->"),
+    ("{x} => {y}", "\n", "{x} =>"),
+    ("Q: {x}\nA: {y}", "\n", "Q: {x}\nA:"),
+    ("{x} = {y}", "\n", "{x} ="),
+    ('"{x}" becomes "{y}"', "\n", "{x}"),
+    ("User: {x}\nAssistant: {y}", "\n", "{x}"),
+    ("- {x}: {y}", "\n", "{x}"),
+    ("<in>{x}</in><out>{y}</out>", "\n", "{x}"),
+    ("{x}\n{y}", "\n\n", "{x}"),
+    ("Example {n}. {x} / {y}", "\n", "{x}"),
+    ("If I write {x}, you write {y}", ". ", "{x}"),
+)
 HEADERS = (
-    "", "", "Follow the pattern.", "Here are some examples:", "Continue in the same way.", "Answer like in the examples.",
+    "", "", "Follow the pattern.", "Here are some examples:", "Continue in the same way.",
+    "Answer like in the examples.",
     "Work out the rule from the examples and apply it.", "Examples:", "You are a converter. This is how you work:",
     "Do the same with what I send next.", "[Learn|Study] these [pairs|cases] and [answer the next one|go on].",
 )  # fmt: skip
@@ -682,13 +724,16 @@ def few_shot(draw: Random, material: Material) -> Row:
 
 QUOTES = (
     "[Complete|Continue|Finish] the sentence [from the text|of the passage|as it stands there]: {start}", "{start} ...",
-    "[How does|In the text, how does] the sentence that [begins|starts] with '{start}' go on?", "Go on from here: {start}",
-    "[Repeat|Quote|Copy] the sentence [that begins with|beginning] '{start}'.", "What does the text say after '{start}'?",
+    "[How does|In the text, how does] the sentence that [begins|starts] with '{start}' go on?",
+    "Go on from here: {start}",
+    "[Repeat|Quote|Copy] the sentence [that begins with|beginning] '{start}'.",
+    "What does the text say after '{start}'?",
 )  # fmt: skip
-
-
-READING = ("{text}", "{text}", "{text}", "Text: {text}", "[Read|Study] this [text|passage]:\n\n{text}", "{text}\n\nAnswer from the text.",
-    "You [know|have read] the [following|text below] by heart[|, word for word].\n{text}")  # fmt: skip
+READING = (
+    "{text}", "{text}", "{text}", "Text: {text}", "[Read|Study] this [text|passage]:\n\n{text}",
+    "{text}\n\nAnswer from the text.",
+    "You [know|have read] the [following|text below] by heart[|, word for word].\n{text}",
+)  # fmt: skip
 
 
 def passage(draw: Random, material: Material) -> Row:
@@ -716,34 +761,48 @@ def passage(draw: Random, material: Material) -> Row:
 
 LISTS = "{one}, {two} and {three}"
 REQUESTS = (
-    ("[Write|Compose|Draft] a {style} [sentence|line|remark] about {x} for {y}.", "For {y}, {x} [is|means] above all {one}, and also {two}."),
+    ("[Write|Compose|Draft] a {style} [sentence|line|remark] about {x} for {y}.",
+     "For {y}, {x} [is|means] above all {one}, and also {two}."),
     ("Explain {x} to {y} in a {style} way.", "{X} is about {one}. It helps to think of {two} first, then of {three}."),
-    ("[List|Name|Give me] {n} [things|points] [that matter for|to know about] {x}[ if you are one of {y}|].", "{items}"),
+    ("[List|Name|Give me] {n} [things|points] [that matter for|to know about] {x}[ if you are one of {y}|].",
+     "{items}"),
     ("Compare {x} [and|with] {z} for {y}.", "{X} needs more {one}, while {z} depends on {two}. Both need {three}."),
     ("[Suggest|Come up with] a [title|headline] for a {style} article on {x} for {y}.", "{X}: {One} and {two} for {y}"),
     ("[Give|Offer] {y} {n} [tips|pieces of advice] on {x}.", "{tips}"),
     ("[Write|Make up] a {style} slogan for {x}[, aimed at {y}|].", "{X}: more {one}, less worry!"),
     ("[Ask me|Write|Prepare] {n} [quiz|interview] questions about {x} for {y}.", "{questions}"),
-    ("[Summarise|Sum up] what {y} should know about {x}[, in a {style} tone|].", "{Y} should know that {x} depends on " + LISTS + "."),
-    ("[What are|Describe] the [advantages|benefits] of {x} for {y}[?|, please.]", "The main benefits are " + LISTS + "."),
+    ("[Summarise|Sum up] what {y} should know about {x}[, in a {style} tone|].",
+     "{Y} should know that {x} depends on " + LISTS + "."),
+    ("[What are|Describe] the [advantages|benefits] of {x} for {y}[?|, please.]",
+     "The main benefits are " + LISTS + "."),
     ("[What are|Name] the [drawbacks|risks] of {x} for {y}[?|, briefly.]", "The main risks concern " + LISTS + "."),
-    ("[Write|Draft] a short {style} [email|message] to {y} about {x}.", "Dear {name}, I am writing about {x}. Please think of {one} and {two}. Best wishes"),
-    ("[Tell|Write] a {style} story of two sentences about {x} and a {item}.", "{name} found a {item} and thought of {x}. Then {one} changed everything."),
-    ("[Write|Create] a {style} poem of two lines on {x}.", "Oh {x}, you bring us {one},\nand {two} when the day is done."),
-    ("[Why|For what reason] do {y} [care about|like|need] {x}?", "Because of {one} and {two}, which {x} can bring to {y}."),
-    ("[How do I|How can {y}|What is the best way to] [get started with|learn about] {x}?", "Start with {one}, then look after {two}, and keep {three} in mind."),
+    ("[Write|Draft] a short {style} [email|message] to {y} about {x}.",
+     "Dear {name}, I am writing about {x}. Please think of {one} and {two}. Best wishes"),
+    ("[Tell|Write] a {style} story of two sentences about {x} and a {item}.",
+     "{name} found a {item} and thought of {x}. Then {one} changed everything."),
+    ("[Write|Create] a {style} poem of two lines on {x}.",
+     "Oh {x}, you bring us {one},\nand {two} when the day is done."),
+    ("[Why|For what reason] do {y} [care about|like|need] {x}?",
+     "Because of {one} and {two}, which {x} can bring to {y}."),
+    ("[How do I|How can {y}|What is the best way to] [get started with|learn about] {x}?",
+     "Start with {one}, then look after {two}, and keep {three} in mind."),
     ("[Make|Draw up] a plan of {n} steps for [a project|a talk] on {x} for {y}.", "{steps}"),
     ("[Define|Give a definition of] {x} in one {style} sentence.", "{X} is a matter of {one} and {two}."),
-    ("[Argue|Make the case] [for|against] {x} in front of {y}, [in a {style} tone|in {n} sentences].", "Think of {one}: {x} changes it for {y}. Then there is {two}."),
+    ("[Argue|Make the case] [for|against] {x} in front of {y}, [in a {style} tone|in {n} sentences].",
+     "Think of {one}: {x} changes it for {y}. Then there is {two}."),
     ("[Invent|Suggest] a name for a [shop|club|blog|company] about {x}.", "{First} {X}"),
-    ("[Write|Record] a {style} [voice message|post|tweet] by {name} about {x}.", "It's {name}! Today it is all about {x} and {one}. #{tag}"),
+    ("[Write|Record] a {style} [voice message|post|tweet] by {name} about {x}.",
+     "It's {name}! Today it is all about {x} and {one}. #{tag}"),
     ("Rate {x} for {y} on a scale from 1 to {n}0 and [say why|give a reason].", "{n} out of {n}0, because of {one}."),
     ("[Write|Give] a {style} definition of {x}, then {n} keywords[ for {y}|].", "{X} is about {one}. Keywords: {keys}"),
-    ("[Answer|Reply] as {name}, a {style} [expert on|fan of|critic of] {x}.", "I am {name}, and for me {x} is {one} and {two}."),
+    ("[Answer|Reply] as {name}, a {style} [expert on|fan of|critic of] {x}.",
+     "I am {name}, and for me {x} is {one} and {two}."),
 )  # fmt: skip
-ENDINGS = listed(""", , , , Keep it short., At most 30 words., Use simple language., Mention {item}., Do not use the word {two}., Be {style}.,
-    Write for {y2}., Start with the word {One}., End with a question., No introduction., Use British spelling., Add an example.,
-    Address the reader directly., Stay factual., Make it memorable., Think of readers in {city}.""")  # fmt: skip
+ENDINGS = listed(""", , , , Keep it short., At most 30 words., Use simple language., Mention {item}., Do not use the
+    word {two}., Be {style}., Write for {y2}., Start with the word {One}., End with a question., No introduction., Use
+    British spelling., Add an example., Address the reader directly., Stay factual., Make it memorable., Think of
+    readers in {city}.""")
+POLITE = ("{text}", "{text}", "Please help: {text}", "{text} Thanks!")
 
 
 def request(draw: Random, material: Material) -> Row:
@@ -764,7 +823,7 @@ def request(draw: Random, material: Material) -> Row:
     if wish.startswith("Start with the word"):
         answer = f"{words['One']}: {answer}"
     return Row(
-        f"{say(draw, draw.choice(('{text}', '{text}', 'Please help: {text}', '{text} Thanks!')), text=say(draw, template, **words))} {wish}".strip(),
+        f"{say(draw, draw.choice(POLITE), text=say(draw, template, **words))} {wish}".strip(),
         given,
         answer,
     )
@@ -779,13 +838,17 @@ def request_words(draw: Random) -> dict[str, str]:
     one, two, three = aspects[:3]
     asks = ("What does {x} have to do with", "How does {x} change", "Why does {x} need")
     return words | {
-        "x": x, "X": capital(x), "y": y, "Y": capital(y), "y2": y2, "z": z, "n": str(count), "one": one, "One": capital(one),
-        "two": two, "three": three, "style": draw.choice(STYLES), "First": draw.choice(FIRST), "keys": ", ".join(aspects[:count]),
+        "x": x, "X": capital(x), "y": y, "Y": capital(y), "y2": y2, "z": z, "n": str(count), "one": one,
+        "One": capital(one),
+        "two": two, "three": three, "style": draw.choice(STYLES), "First": draw.choice(FIRST),
+        "keys": ", ".join(aspects[:count]),
         "tag": "".join(map(capital, re.findall(r"\w+", x))),
         "items": "\n".join(f"{place}. {capital(aspect)}" for place, aspect in enumerate(aspects[:count], 1)),
         "steps": "\n".join(f"Step {place}: work on {aspect}" for place, aspect in enumerate(aspects[:count], 1)),
         "tips": "\n".join(f"- Think of {aspect} in {x}." for aspect in aspects[:count]),
-        "questions": "\n".join(f"{place}. {asks[place % 3].replace('{x}', x)} {aspect}?" for place, aspect in enumerate(aspects[:count], 1)),
+        "questions": "\n".join(
+            f"{place}. {asks[place % 3].replace('{x}', x)} {aspect}?" for place, aspect in enumerate(aspects[:count], 1)
+        ),
     }  # fmt: skip
 
 

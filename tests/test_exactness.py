@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from tiny import TESTED, WINDOW, random_text, save_tiny, tiny_checkpoint, tiny_model
 from torch import Tensor
 
+from gistlm.adapter import LoraModules
 from gistlm.base import load_base
 from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.compress import encode_opening, encode_prompts, write_gists
@@ -160,7 +161,13 @@ class OnePass:
 
 @cache
 def loaded(kind: str, recipe: str, opening_visible: bool) -> tuple[GistModel, OnePass]:
-    checkpoint = tiny_checkpoint(kind, recipe, opening_visible, anchored=(recipe == "frozen") == opening_visible)
+    checkpoint = tiny_checkpoint(
+        kind,
+        recipe,
+        opening_visible,
+        anchored=(recipe == "frozen") == opening_visible,
+        lora_modules=LoraModules.ALL if opening_visible else LoraModules.ATTENTION,
+    )
     # decoded to numbers, so that two answers are the same text only when they are the same tokens
     checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
     return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)

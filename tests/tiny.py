@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from gistlm.adapter import adapter_weights, add_lora
+from gistlm.adapter import LoraModules, adapter_weights, add_lora
 from gistlm.base import fingerprint_weights
 from gistlm.checkpoint import (
     Checkpoint,
@@ -180,13 +180,14 @@ def tiny_checkpoint(
     max_k: int = 16,
     lora_rank: int = 4,
     anchored: bool = False,
+    lora_modules: LoraModules = LoraModules.ALL,
 ) -> Checkpoint:
     """A checkpoint in memory. A frozen one's LoRA is random, as after training: it changes what gist tokens do."""
     reader = tiny_model(kind)
     chat = chat_format(tiny_tokenizer())
     prompt_format = PromptFormat(**{**chat.to_dict(), "opening_visible": opening_visible})
     frozen = recipe == Recipe.FROZEN
-    writer = shake(add_lora(reader, lora_rank, share=True)) if frozen else reader
+    writer = shake(add_lora(reader, lora_rank, share=True, modules=lora_modules)) if frozen else reader
     return Checkpoint(
         CheckpointConfig(
             f"tiny-{kind}",

@@ -1,25 +1,52 @@
-"""The gist adapter: a LoRA on every linear layer that acts on gist tokens only; knows nothing of prompts or gists."""
+"""The gist adapter: a LoRA that acts on gist tokens only; knows nothing of prompts or gists."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from gistlm.errors import ModelError
+from gistlm.errors import ModelError, UnsupportedModelError
 
 
-def add_lora(reader: PreTrainedModel, rank: int, *, share: bool) -> nn.Module:
-    """The reader with a LoRA on every linear layer; ``share`` leaves the reader itself untouched."""
+class LoraModules(StrEnum):
+    """The linear layers that a LoRA is put on."""
+
+    ATTENTION = "attention"
+    """Queries, keys, values and outputs of every attention layer."""
+    ALL = "all"
+    """Every linear layer but the head."""
+
+
+def add_lora(
+    reader: PreTrainedModel, rank: int, *, share: bool, modules: LoraModules = LoraModules.ATTENTION
+) -> nn.Module:
+    """The reader with a LoRA; ``share`` leaves the reader itself untouched."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    targets = "all-linear" if modules == LoraModules.ALL else _attention_layers(reader)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(_twin(reader) if share else reader, config).eval()
+
+
+def _attention_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers inside attention modules. Raises `UnsupportedModelError` where none is found."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and re.search(r"att(n|ention)\.", name, re.IGNORECASE)
+    ]
+    if not found:
+        raise UnsupportedModelError("no linear layer of this model lies in an attention module; use lora_modules: all")
+    return found
 
 
 def load_lora(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.Module:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gistlm.adapter import AdapterOnLast, adapter_weights, add_lora, load_lora
+from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
 from gistlm.anchors import anchor_ids
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
@@ -164,7 +164,8 @@ class Checkpoint:
     @classmethod
     def create(
         cls, base: str, *, recipe: Recipe, max_k: int, lora_rank: int | None, device: str | None = None,
-        dtype: torch.dtype | None = None, anchored: bool = False, seed: int = 0,
+        dtype: torch.dtype | None = None, anchored: bool = False,
+        lora_modules: LoraModules = LoraModules.ATTENTION, seed: int = 0,
     ) -> Checkpoint:  # fmt: skip
         """An untrained checkpoint over a stock model. lora_rank None (`paper` only) trains every weight."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
@@ -174,7 +175,8 @@ class Checkpoint:
         prompts = PromptTokenizer(tokenizer, prompt_format)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            writer = add_lora(reader, lora_rank, share=recipe == Recipe.FROZEN) if lora_rank else reader
+            share = recipe == Recipe.FROZEN
+            writer = add_lora(reader, lora_rank, share=share, modules=lora_modules) if lora_rank else reader
         return cls(config, reader, writer, embeddings, prompts)
 
     @classmethod

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import save_tiny
 
 from gistlm.errors import DataError, InputError
-from gistlm.training.data import DataSource, hold_out, load_sources, normalise, overlap
+from gistlm.training.config import parse_config
+from gistlm.training.data import DataSource, hold_out, load_sources, normalise, overlap, without
+from gistlm.training.loop import train
 from gistlm.training.rows import Row
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -137,3 +140,69 @@ def test_overlap_finds_a_text_whatever_its_case_spacing_and_cut() -> None:
     seen = [Row("Sum up this:", "One Two\nthree", "x"), Row("only here", "", "x")]
     assert overlap(seen, [Row("sum  up THIS: one", "two three", "other")]) == {"sum up this: one two three"}
     assert overlap(seen, [Row("Sum up this:", "four", "x")]) == set()
+
+
+# Leaving evaluation rows out
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def test_without_leaves_out_a_row_whose_text_is_excluded_whatever_its_case_spacing_and_cut() -> None:
+    rows = [Row("Add up", "1 2", "3"), Row("ADD", "up  1\n2", "three"), Row("Add up", "1 3", "4")]
+    assert without(rows, [Row("add up", "1 2", "another output")]) == [rows[2]]
+
+
+@pytest.mark.parametrize(("prompt", "is_left_out"), [("name A  colour", True), ("name colours", False), ("", False)])
+def test_without_leaves_out_a_prompt_of_three_words_that_is_evaluated(prompt: str, is_left_out: bool) -> None:
+    row = Row(prompt, "of the sky", "blue")
+    assert without([row], [Row(prompt.title(), "of grass", "green")]) == ([] if is_left_out else [row])
+
+
+@pytest.mark.parametrize("length", [12, 13])
+def test_without_leaves_out_a_row_that_shares_a_run_of_13_words_with_a_long_excluded_row(length: int) -> None:
+    shared = LONG.split()[1:][:length]
+    row = Row("Look: " + "; ".join(shared[:5]), " ".join(shared[5:]).upper() + ".", "a number")
+    assert without([row], [Row("Count", LONG, "14")]) == ([row] if length == 12 else [])
+
+
+@pytest.mark.parametrize("length", [7, 8])
+def test_without_leaves_out_a_row_that_shares_a_run_of_8_words_with_a_short_excluded_row(length: int) -> None:
+    row = Row("Look:", " ".join(LONG.split()[:length]) + " and so on", "a number")
+    assert without([row], [Row(" ".join(LONG.split()[:10]), "?", "11")]) == ([row] if length == 7 else [])
+
+
+def test_without_finds_the_same_words_only_in_the_same_order() -> None:
+    row = Row("Look:", " ".join(reversed(LONG.split())), "a number")
+    assert without([row], [Row("Count", LONG, "14")]) == [row]
+
+
+@given(rows_with_few_prompts, rows_with_few_prompts)
+def test_without_keeps_order_and_every_row_when_nothing_is_excluded(rows: list[Row], excluded: list[Row]) -> None:
+    assert without(rows, []) == rows
+    kept = without(rows, excluded)
+    assert kept == [row for row in rows if row in set(kept)]
+    assert not overlap(kept, excluded)
+
+
+@pytest.mark.parametrize("exclude", ["eval.jsonl", [""], [5], 3])
+def test_a_recipe_with_an_unusable_exclude_is_refused(exclude: Any) -> None:
+    with pytest.raises(InputError, match="exclude must be a list"):
+        parse_config({"base": "b", "output": "o", "data": [{"path": "a.jsonl"}], "exclude": exclude})
+
+
+def test_a_run_trains_without_the_rows_to_exclude_and_says_how_many(write: Write, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}: it is blue", "input": "what?", "output": "blue"} for i in range(12)]
+    recipe = {
+        "base": str(save_tiny(tmp_path / "base", "llama")),
+        "data": [{"path": write(*rows)}],
+        "exclude": [write(*rows[:3], name="eval.jsonl")],
+        "output": str(tmp_path / "out"),
+    }
+    small = {"max_k": 1, "lora_rank": 2, "steps": 1, "batch_size": 9, "validation_rows": 0, "device": "cpu"}
+    train(parse_config(recipe | small))
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["rows_left_out"] == 3
+    with pytest.raises(DataError, match=r"only 9 of 9 rows"):
+        train(parse_config(recipe | small | {"batch_size": 10, "output": str(tmp_path / "other")}))
+    with pytest.raises(DataError, match="all 12 rows are in the data to exclude"):
+        recipe |= {"exclude": [write(*rows)], "output": str(tmp_path / "none")}
+        train(parse_config(recipe | small))

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from gistlm.adapter import LoraModules
 from gistlm.checkpoint import Recipe
 from gistlm.errors import DataError, InputError
 from gistlm.mask import Condition
@@ -28,6 +29,8 @@ class TrainConfig:
     """Folder for the checkpoint; the run's own state goes to its subfolder `run`."""
     data: list[DataSource] = field(default_factory=list)
     """Where the rows come from."""
+    exclude: list[str] | None = None
+    """Evaluation data, a list of paths like a source's: rows that are in it, or nearly, are left out of training."""
     name: str = ""
     """The checkpoint's name; the base's by default."""
     recipe: Recipe = Recipe.FROZEN
@@ -43,7 +46,9 @@ class TrainConfig:
     start: str | None = None
     """A checkpoint of the same make whose adapter and gist embeddings training goes on from; untrained ones if null."""
     lora_rank: int | None = 32
-    """Rank of the adapter on all linear layers; null (paper only) tunes every weight."""
+    """Rank of the adapter; null (paper only) tunes every weight."""
+    lora_modules: LoraModules = LoraModules.ATTENTION
+    """Layers that the adapter is put on: attention (queries, keys, values, outputs) or all (every linear layer)."""
     steps: int = 1000
     """Optimiser steps, over which the learning rates fall to zero."""
     stop_after: int | None = None
@@ -93,6 +98,9 @@ class TrainConfig:
             raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise InputError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
+        paths = [] if self.exclude is None else self.exclude
+        if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+            raise InputError(f"exclude must be a list of files or of hf:owner/name, got {self.exclude!r}")
         if not self.data:
             raise InputError("a recipe needs data: a list of mappings with at least a path")
 
@@ -108,7 +116,12 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and for telling one run from another."""
-        return {**asdict(self), "recipe": self.recipe.value, "condition": self.condition.value}
+        return {
+            **asdict(self),
+            "recipe": self.recipe.value,
+            "condition": self.condition.value,
+            "lora_modules": self.lora_modules.value,
+        }
 
 
 def read_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
@@ -141,6 +154,7 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
                 "data": [DataSource(**source) for source in sources],
                 "recipe": Recipe(values.get("recipe", Recipe.FROZEN)),
                 "condition": Condition(values.get("condition", Condition.GIST)),
+                "lora_modules": LoraModules(values.get("lora_modules", LoraModules.ATTENTION)),
             }
         )
     except (TypeError, ValueError) as error:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gistlm.errors import DataError, InputError
 from gistlm.training.rows import Row, check_count, read_rows
+
+MIN_PROMPT_WORDS = 3
+"""A shorter prompt, such as "Translate:", may be in training and in evaluation."""
+RUN_WORDS = 13
+"""So many words in a row that a training row shares with an evaluation row make it a near duplicate."""
+SHORT_RUN_WORDS = 8
+"""The same for evaluation rows that have fewer than RUN_WORDS words."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +105,51 @@ def hold_out(rows: Sequence[Row], size: float, seed: int) -> tuple[list[Row], li
 
 def overlap(rows_a: Iterable[Row], rows_b: Iterable[Row]) -> set[str]:
     """The texts in both, as prompt and input joined and normalised: a text cut elsewhere is still found."""
-    keys_a, keys_b = ({normalise(f"{row.prompt} {row.input}") for row in rows} for rows in (rows_a, rows_b))
+    keys_a, keys_b = ({_text(row) for row in rows} for rows in (rows_a, rows_b))
     return keys_a & keys_b
+
+
+def without(rows: Iterable[Row], excluded: Iterable[Row]) -> list[Row]:
+    """The rows that are not of the excluded (evaluation) rows, in their order.
+
+    A row is left out when its prompt and input together are those of an excluded row (see `overlap`); when its
+    prompt is one of theirs and has MIN_PROMPT_WORDS; or when prompt and input share a run of words with one of
+    theirs: RUN_WORDS, or SHORT_RUN_WORDS where the excluded row has fewer words than RUN_WORDS. Runs are compared
+    without case and punctuation.
+    """
+    texts: set[str] = set()
+    prompts: set[str] = set()
+    runs: dict[int, set[tuple[str, ...]]] = {RUN_WORDS: set(), SHORT_RUN_WORDS: set()}
+    for row in excluded:
+        texts.add(_text(row))
+        prompts.add(normalise(row.prompt))
+        words = _words(row)
+        length = SHORT_RUN_WORDS if len(words) < RUN_WORDS else RUN_WORDS
+        runs[length].update(_runs(words, length))
+    prompts = {prompt for prompt in prompts if len(prompt.split()) >= MIN_PROMPT_WORDS}
+
+    def is_known(row: Row) -> bool:
+        if _text(row) in texts or normalise(row.prompt) in prompts:
+            return True
+        words = _words(row)
+        return any(not known.isdisjoint(_runs(words, length)) for length, known in runs.items() if known)
+
+    return [row for row in rows if not is_known(row)]
 
 
 def normalise(text: str) -> str:
     """The text with case folded and each run of whitespace made one space: what counts as the same prompt."""
     return " ".join(text.casefold().split())
+
+
+def _text(row: Row) -> str:
+    return normalise(f"{row.prompt} {row.input}")
+
+
+def _words(row: Row) -> list[str]:
+    return re.findall(r"\w+", _text(row))
+
+
+def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    """Every `length` consecutive words."""
+    return zip(*(words[start:] for start in range(length)), strict=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import shutil
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from gistlm.adapter import adapter_weights
+from gistlm.adapter import LoraModules, adapter_weights
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.compress import encode_opening
@@ -30,9 +31,12 @@ from gistlm.errors import DataError, InputError
 from gistlm.files import write_atomically
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.data import hold_out, load_sources
+from gistlm.training.data import hold_out, load_sources, without
 from gistlm.training.objectives import Batch, frozen_loss, paper_loss, sum_over_processes
+from gistlm.training.rows import read_rows
 from gistlm.training.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "trainable.safetensors"
 
@@ -123,7 +127,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = _create(config)
-    training, validation = _split(config, checkpoint, arguments.world_size)
+    training, validation, left_out = _split(config, checkpoint, arguments.world_size)
     objective = Objective(checkpoint, config)
     measure = Validation(checkpoint, validation, config)
     trainer = GistTrainer(
@@ -139,7 +143,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
     if arguments.should_save:
-        _finish(config, trainer, measure)
+        _finish(config, trainer, measure, left_out)
     trainer.accelerator.wait_for_everyone()
     return output
 
@@ -161,7 +165,7 @@ def _create(config: TrainConfig) -> Checkpoint:
     if config.start is None:
         made = Checkpoint.create(
             config.base, recipe=config.recipe, max_k=config.max_k, lora_rank=config.lora_rank, device=config.device,
-            dtype=dtype, anchored=config.has_anchors, seed=config.seed,
+            dtype=dtype, anchored=config.has_anchors, lora_modules=config.lora_modules, seed=config.seed,
         )  # fmt: skip
     else:
         made = _start_from(config, load_checkpoint(config.start, config.base, config.device, dtype))
@@ -177,12 +181,14 @@ def _create(config: TrainConfig) -> Checkpoint:
 
 def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     """The checkpoint found, if it is what the recipe would have made. Raises `InputError`."""
-    rank = next((tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name), None)
+    ranks = {name: tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name}
+    beyond_attention = any("mlp" in name.lower() for name in ranks)
     wanted = {
         "recipe": (config.recipe, found.config.recipe),
         "anchored": (config.has_anchors, found.config.anchored),
         "max_k": (config.max_k, found.max_k),
-        "lora_rank": (config.lora_rank, rank),
+        "lora_rank": (config.lora_rank, next(iter(ranks.values()), None)),
+        "lora_modules": (config.lora_modules, LoraModules.ALL if beyond_attention else LoraModules.ATTENTION),
     }
     for name, (given, own) in wanted.items():
         if given != own:
@@ -190,9 +196,15 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     return found
 
 
-def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples]:
-    """Training and validation examples, held apart by prompt."""
-    rows = load_sources(config.data, config.seed)
+def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples, int]:
+    """Training and validation examples, held apart by prompt, and how many rows `exclude` left out."""
+    found = load_sources(config.data, config.seed)
+    rows = without(found, [row for path in config.exclude or [] for row in read_rows(path, split_long_inputs=True)])
+    left_out = len(found) - len(rows)
+    if config.exclude:
+        logger.info("%d of %d rows left out: they are in %s", left_out, len(found), ", ".join(config.exclude))
+    if not rows:
+        raise DataError(f"all {left_out} rows are in the data to exclude; train on other data than it is measured on")
     held_out: list[Any] = []
     if config.validation_rows:
         rows, held_out = hold_out(rows, config.validation_rows, config.seed)
@@ -203,7 +215,7 @@ def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple
             f"only {len(training)} of {len(rows)} rows are short enough, and a step takes "
             f"{config.batch_size * processes}; raise max_tokens or max_rest_tokens, or give more data"
         )
-    return training, Examples(held_out, checkpoint.prompts, *limits)
+    return training, Examples(held_out, checkpoint.prompts, *limits), left_out
 
 
 def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
@@ -256,12 +268,13 @@ def _step_of(save: Path) -> int:
     return int(save.name.partition("-")[2])
 
 
-def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation) -> None:
+def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation, left_out: int) -> None:
     """Write the checkpoint and the run's figures."""
     checkpoint = trainer.model.checkpoint
     figures = {
         "config": config.to_dict(),
         "tokens": trainer.model.tokens,
+        "rows_left_out": left_out,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "validation": measure.history,
         "base_unchanged": config.recipe == Recipe.PAPER or measure.base_unchanged(),

@@ -1,0 +1,30 @@
+"""Training rows of the kinds that the retention probe asks for, from words that no probe has.
+
+Run: python recipes/retention_rows.py --rows 2400 --out rows.jsonl [--seed 7]
+
+Knows nothing of training; what the kinds are is `gistlm.evaluation.probes`' business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from gistlm.evaluation.probes import training_rows
+from gistlm.files import write_atomically
+
+
+def main() -> None:
+    """Write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2400)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+    rows = training_rows(options.seed, options.rows)
+    write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Recipes that write training rows; their texts and tasks are made here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from gistlm.errors import DataError
+from gistlm.training.data import normalise
+from gistlm.training.rows import read_rows
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "programmatic.py"
+KINDS = ("single", "system", "few-shot", "passage", "request")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("programmatic", RECIPE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["programmatic"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Inputs of twelve different sentences each, and some that are no prose."""
+    words = ("river", "market", "garden", "window", "engine", "letter", "winter", "bridge", "doctor", "forest")
+    folder = tmp_path_factory.mktemp("recipes")
+    rows = [
+        " ".join(
+            f"The old {words[(row + place) % 10]} number{row}x{place} stood near the {words[row % 10]} for years."
+            for place in range(12)
+        )
+        for row in range(80)
+    ]
+    rows += ["- a list\n- of points", "Short.", "| a | table |" * 40]
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"instruction": "", "input": text, "output": "x"}) + "\n" for text in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("recipes") / "tasks.jsonl"
+    path.write_text(json.dumps({"instruction": "Name a colour.", "instances": [{"input": "", "output": "blue"}]}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def material(recipe: ModuleType, texts: str, tasks: str) -> object:
+    return recipe.read_material(texts, tasks)
+
+
+@pytest.fixture(scope="module")
+def rows(recipe: ModuleType, material: object) -> list[tuple[str, object]]:
+    return list(recipe.write_rows(material, 400, 0))
+
+
+def test_kinds_are_mixed_evenly_and_no_prompt_comes_twice(rows: list) -> None:
+    assert Counter(kind for kind, _ in rows) == dict.fromkeys(KINDS, 80)
+    assert len({normalise(row.prompt) for _, row in rows}) == 400
+
+
+def test_answers_have_1_to_60_words_and_no_slot_or_choice_is_left(rows: list) -> None:
+    for _, row in rows:
+        assert 1 <= len(row.output.split()) <= 60
+        assert not re.search(r"\{\w+\}", row.prompt + row.input + row.output), row
+        assert not re.search(r"\[[^\]]*\|", row.prompt + row.input), row
+
+
+def test_only_the_seed_decides_and_more_rows_begin_with_the_same(
+    recipe: ModuleType, material: object, rows: list
+) -> None:
+    assert list(recipe.write_rows(material, 100, 0)) == rows[:100]
+    assert list(recipe.write_rows(material, 100, 1)) != rows[:100]
+
+
+def test_a_passage_holds_its_answer(rows: list) -> None:
+    assert all(row.output in row.prompt for kind, row in rows if kind == "passage")
+
+
+def test_what_a_system_prompt_does_not_say_is_not_answered(rows: list) -> None:
+    """Every number and code in an answer stands in the prompt or in the question."""
+    for kind, row in rows:
+        if kind == "system":
+            known = (row.prompt + row.input).casefold()
+            assert all(figure in known for figure in re.findall(r"[\w/:-]*\d[\w/:]*", row.output.casefold())), row
+
+
+def test_system_prompts_are_short_and_long(rows: list) -> None:
+    lengths = sorted(len(row.prompt.split()) for kind, row in rows if kind == "system")
+    assert lengths[0] < 60 and lengths[-1] > 150
+
+
+@pytest.mark.parametrize(
+    ("phrase", "answer"),
+    [
+        ("upper case", "ONE THREE FIVE"),
+        ("the order of the words", "five three One"),
+        ("alphabetically", "five One three"),
+        ("vowels", "n thr fv"),
+        ("the last word of {it}", "five"),
+        ("the longest word", "three"),
+    ],
+)
+def test_an_instruction_is_answered_exactly(recipe: ModuleType, phrase: str, answer: str) -> None:
+    changes = [change for text, change in recipe.TRANSFORMS.items() if phrase in text]
+    assert changes[-1]("One three five") == answer
+
+
+def test_a_template_decides_choices_and_leaves_what_fills_a_slot(recipe: ModuleType) -> None:
+    draw = recipe.Random(0)
+    assert {recipe.say(draw, "[a|b[c|d]] {x}", x="[e|f] {y}", y="z") for _ in range(50)} == {
+        "a [e|f] {y}", "bc [e|f] {y}", "bd [e|f] {y}",
+    }  # fmt: skip
+    assert recipe.say(draw, "a {x}, A {x} and a {y}", x="old", y="new") == "an old, An old and a new"
+
+
+def test_too_few_passages_are_an_error_that_says_so(
+    recipe: ModuleType, texts: str, tasks: str, tmp_path: Path, material: object
+) -> None:
+    with pytest.raises(DataError, match="no passage of 60 to 250 words"):
+        recipe.read_material(tasks, tasks)
+    few = recipe.Material(material.passages[:1], material.sentences, material.tasks)  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="no new passage prompt"):
+        list(recipe.write_rows(few, 100, 0))
+
+
+def test_the_command_writes_rows_that_training_reads(texts: str, tasks: str, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(RECIPE), "--texts", texts, "--tasks", tasks, "--rows", "20", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(read_rows(str(out))) == 20
+    failed = subprocess.run([*command, "--rows", "0"], check=False, capture_output=True, text=True)
+    assert failed.returncode == 1 and "whole number of at least 1" in failed.stderr
