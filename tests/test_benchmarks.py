@@ -1,4 +1,4 @@
-"""The cost benchmark: its tools, and the whole script on a tiny model."""
+"""The cost and speed benchmarks: their tools, and the whole scripts on a tiny model."""
 
 from __future__ import annotations
 
@@ -41,15 +41,19 @@ def _import(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return __import__(name)
 
 
-def run_cost(*arguments: str) -> str:
-    """Run the script as if from the shell; returns what it printed."""
+def run_script(name: str, *arguments: str) -> str:
+    """Run a script as if from the shell; returns what it printed."""
     printed = io.StringIO()
-    script = str(BENCHMARKS / "cost.py")
+    script = str(BENCHMARKS / name)
     with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--threads", "1"])
         monkeypatch.syspath_prepend(str(BENCHMARKS))  # as Python does for a script
         runpy.run_path(script, run_name="__main__")
     return printed.getvalue()
+
+
+def run_cost(*arguments: str) -> str:
+    return run_script("cost.py", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +186,57 @@ def test_compressing_pays_once_the_savings_reach_its_cost(
     measure: ModuleType, cost: float, saving: float, expected: int | None
 ) -> None:
     assert measure.requests_to_pay(cost, saving) == expected
+
+
+# Training speed
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("speed") / "rows.jsonl"
+    made = [{"prompt": f"{i}: it is red", "input": "what?", "output": "red " * (1 + i % 4)} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    sizes = ("--batch-size", "4", "--steps", "2", "--max-k", "4", "--lora-rank", "2")
+    output = tmp_path / "speed.json"
+    printed = run_script("training_speed.py", "--data", str(rows), "--base", str(base), *sizes, "--json", str(output))
+    figures = json.loads(output.read_text())
+
+    trained = {row["condition"]: row["trained_parameters"] for row in figures["conditions"]}
+    assert list(trained) == ["frozen", "paper", "paper_lora", "plain", "plain_lora"]
+    assert trained["frozen"] == trained["paper_lora"] < trained["paper"] == trained["plain"]
+    assert all(row["tokens_per_s"]["min"] > 0 for row in figures["conditions"])
+    targets = {(row["condition"], row["against"]): row["target"] for row in figures["ratios"]}
+    assert targets[("frozen", "plain")] == 2 and targets[("paper", "plain")] == 1
+    assert figures["tokens"] > 0 and figures["settings"]["data"] == "rows.jsonl"
+    assert "frozen / plain" in printed
+
+
+def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are short enough, and a batch has 16"):
+        run_script("training_speed.py", "--data", str(rows), "--base", str(base))
+
+
+def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_tokens(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = _import("training_speed", monkeypatch)
+    base = str(save_tiny(tmp_path / "base"))
+    config = speed.Settings(str(rows), base, 4, 512, None, 4, 2, 1, 0).config(None)
+    for name in ("frozen", "plain"):
+        objective = speed.create(config, name)
+        batches = speed.make_batches(config, objective)
+        before = {part: tensor.clone() for part, tensor in objective.trainable().items()}
+        seen: list[int] = []
+        objective.register_forward_pre_hook(
+            lambda module, args, fields, seen=seen: seen.append(int(fields["k"].max())), with_kwargs=True
+        )
+        speed.stepper(objective, batches, name)()
+        changed = {part for part, tensor in objective.trainable().items() if not torch.equal(tensor, before[part])}
+        assert changed and (seen[0] == 0) == (name == "plain")
+        assert ("gist_embeddings" in changed) == (name == "frozen")

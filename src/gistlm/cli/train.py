@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,8 @@ def train(
     settings = [_parse_setting(change) for change in changes or []]
     config = read_recipe(recipe, settings)
     folder = _run(config)
-    _report(folder)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        _report(folder)
 
 
 def read_recipe(path: Path, settings: list[tuple[list[str], Any]]) -> TrainConfig:

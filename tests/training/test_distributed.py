@@ -1,0 +1,238 @@
+"""Two processes on the CPU (DDP over gloo) train as one does with the same global batch, and resume after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.commands.config import load_config_from_file
+from safetensors.torch import load_file
+from tiny import save_tiny
+
+from gistlm.checkpoint import EMBEDDINGS
+from gistlm.errors import InputError
+from gistlm.training.batches import Collator, Draws, Example, Examples
+from gistlm.training.config import parse_config
+from gistlm.training.loop import train
+from gistlm.training.objectives import weighted_mean
+
+PROCESSES = 2
+STEPS = 7
+ROWS_A_STEP = 8
+SECONDS = 240
+"""Enough for a machine that is busy with other things; alone it takes a twentieth."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "frozen": {"recipe": "frozen", "input_weight": 0.2, "cross_entropy_weight": 0.5},
+    "paper": {"recipe": "paper"},
+}
+
+WORKER = """
+import json, os, signal, sys
+from transformers import TrainerCallback
+from gistlm.training import loop, validation
+from gistlm.training.config import parse_config
+
+def refuse(*args, **options):
+    raise AssertionError("only the main process writes")
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["RANK"] != "0":
+    loop.write_atomically = loop.save_file = loop.Checkpoint.save_pretrained = validation.write_atomically = refuse
+*whole, killed = json.loads(sys.argv[1])
+for options in whole:
+    loop.train(parse_config(options))
+loop.train(parse_config(killed), [Kill()])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, and rows whose outputs differ much in length; in it the runs come to lie."""
+    made = tmp_path_factory.mktemp("distributed")
+    save_tiny(made / "base", "llama")
+    rows = [
+        {"prompt": f"{i}: it is {'red' if i % 2 else 'blue'}", "input": f"what {i % 3}?", "output": "so " * (1 + i % 7)}
+        for i in range(40)
+    ]
+    (made / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def options(folder: Path, name: str, processes: int, output: str) -> dict[str, Any]:
+    """A recipe whose steps take the same rows for any number of processes: two passes, less what fills no step."""
+    return {
+        "base": str(folder / "base"),
+        "data": [{"path": str(folder / "rows.jsonl")}],
+        "output": str(folder / output),
+        "max_k": 4,
+        "lora_rank": 4,
+        "learning_rate": 3e-3,
+        "steps": STEPS,
+        "batch_size": ROWS_A_STEP // processes,
+        "save_every": 5,
+        "validation_rows": 5,
+        "device": "cpu",
+        "threads": 1,
+        **RECIPES[name],
+    }
+
+
+def environment() -> dict[str, str]:
+    """One thread, and nothing but this machine."""
+    interface = "lo" if sys.platform == "linux" else "lo0"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run_workers(folder: Path, recipes: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Two processes over the recipes, the main one killed in the last; how each ended, and what it said."""
+    logs = [folder / f"process {rank}.log" for rank in range(PROCESSES)]
+    shared = {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, json.dumps(recipes)],
+            env={**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=log.open("wb"),
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        ended = [worker.wait(SECONDS) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [(code, log.read_text(errors="replace")) for code, log in zip(ended, logs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of every recipe by one process and by two, and a folder "killed" with a save at step 5."""
+    for name in RECIPES:
+        train(parse_config(options(folder, name, 1, f"{name} by 1")))
+    together = [options(folder, name, PROCESSES, f"{name} by 2") for name in RECIPES]
+    (main, text), (other, _) = run_workers(folder, [*together, options(folder, "frozen", PROCESSES, "killed")])
+    assert main == -signal.SIGKILL, text[-3000:]
+    assert other != 0  # it ends by itself when it misses the main one
+    names = [f"{name} by {processes}" for name in RECIPES for processes in (1, PROCESSES)]
+    return {name: json.loads((folder / name / "training.json").read_text()) for name in names}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
+    name: str, runs: dict[str, dict[str, Any]]
+) -> None:
+    one, two = runs[f"{name} by 1"], runs[f"{name} by 2"]
+    assert len(one["losses"]) == STEPS
+    assert two["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-5)
+    assert two["tokens"] == one["tokens"]
+    for entry, other in zip(one["validation"], two["validation"], strict=True):
+        assert (entry["rows"], entry["tokens"]) == (other["rows"], other["tokens"]) == (5, entry["tokens"])
+        for part in ("full", "none", "k=1", "k=4"):
+            assert other[part] == pytest.approx(entry[part], abs=1e-4)
+
+
+def test_two_processes_train_the_weights_that_one_does(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
+    one, two = (load_file(folder / f"frozen by {processes}" / EMBEDDINGS) for processes in (1, 2))
+    torch.testing.assert_close(two["gist_embeddings"], one["gist_embeddings"], rtol=0, atol=1e-4)
+
+
+def test_a_killed_run_of_two_processes_goes_on_under_accelerate_launch(
+    folder: Path, runs: dict[str, dict[str, Any]]
+) -> None:
+    """Killed at step 6, in the second pass over the rows, with its last save at step 5."""
+    assert not (folder / "killed" / "training.json").exists()
+    recipe = folder / "killed.yaml"
+    recipe.write_text(json.dumps(options(folder, "frozen", PROCESSES, "killed")))
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    placed = ["--num_processes", str(PROCESSES), "--num_machines", "1", "--main_process_port", free_port()]
+    done = subprocess.run(
+        [*launch, *placed, "--mixed_precision", "no", "--dynamo_backend", "no", "--module", "gistlm", "train", recipe],
+        env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the checkpoint is in") == 1  # the main process alone reports
+    assert done.stderr.count("resuming after step 5") == 1  # the main process alone shows progress
+
+    resumed = json.loads((folder / "killed" / "training.json").read_text())
+    whole = runs["frozen by 2"]
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["tokens"] == whole["tokens"]
+    assert resumed["validation"] == whole["validation"]
+
+
+def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(InputError, match="another recipe or number of processes"):
+        train(parse_config(options(folder, "frozen", PROCESSES, "frozen by 2")))
+
+
+def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    kinds = []
+    for number, text in enumerate(found):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        kinds.append(load_config_from_file(str(tmp_path / f"{number}.yaml")).distributed_type)
+    assert kinds == ["MULTI_GPU", "FSDP", "DEEPSPEED"]
+
+
+# What makes it so
+
+
+def test_a_run_s_draws_pass_over_all_rows_and_repeat_with_the_seed() -> None:
+    lengths = [7 * row % 23 for row in range(21)]
+    draws = list(Draws(lengths, 4, 12, seed=3))
+    assert draws == list(Draws(lengths, 4, 12, seed=3)) != list(Draws(lengths, 4, 12, seed=4))
+    assert draws[:24] == list(Draws(lengths, 4, 6, seed=3))
+    passes = [draws[:20], draws[20:40], draws[40:]]
+    for number, some in enumerate(passes):
+        assert {draw // 21 for draw in some} == {number}
+        assert max(Counter(draw % 21 for draw in some).values()) == 1
+    assert [draw % 21 for draw in passes[0][:8]] != [draw % 21 for draw in passes[1][:8]]
+
+
+def test_a_row_s_k_does_not_depend_on_its_batch_and_changes_between_passes() -> None:
+    examples = object.__new__(Examples)
+    examples.examples = [Example([1], [2, 3], 1)] * 16
+    collator = Collator(max_k=16, fixed_k=None, seed=0)
+
+    def drawn(draws: list[int]) -> list[int]:
+        k: list[int] = collator([examples[draw] for draw in draws])["k"].tolist()
+        return k
+
+    whole = drawn(list(range(16)))
+    assert drawn(list(range(8))) + drawn(list(range(8, 16))) == whole
+    assert drawn(list(range(16, 32))) != whole
+    assert len(set(whole)) > 2
+
+
+def test_every_row_is_in_one_process_s_share() -> None:
+    examples = object.__new__(Examples)
+    examples.examples = [Example([row], [2, 3], 1) for row in range(5)]
+    shares = [examples.share(process, 3) for process in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 1]
+    assert sorted(example.prompt[0] for share in shares for example in share.examples) == list(range(5))
+    assert len(examples) == 5
+
+
+def test_a_weighted_mean_is_over_tokens_and_leaves_out_those_without_weight() -> None:
+    weights = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
+    assert weighted_mean(torch.tensor([1.0, 2.0, 4.0]), weights) == pytest.approx((1 + 1 + 4) / 2.5)
