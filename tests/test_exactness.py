@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from tiny import TESTED, WINDOW, random_text, save_tiny, tiny_checkpoint, tiny_model
+from tiny import TESTED, WINDOW, random_text, save_tiny, shake, tiny_checkpoint, tiny_model
 from torch import Tensor
 
 from gistlm.adapter import LoraModules
@@ -377,6 +377,18 @@ def test_without_a_gist_a_frozen_model_generates_from_the_stock_models_bits(kind
     assert torch.equal(ours.sequences, theirs.sequences)
     for one, other in zip(ours.logits, theirs.logits, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_tuned_model_with_its_lora_still_apart_writes_the_gists_of_its_saved_self(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    made = Checkpoint.create(str(base), recipe=Recipe.PAPER, max_k=4, lora_rank=4, device="cpu")
+    shake(made.writer)
+    apart = GistModel(made).compress(["some prompt", "x"], 4)
+    merged = GistModel.from_pretrained(made.save_pretrained(tmp_path / "saved"), device="cpu")
+    for one, other in zip(apart, merged.compress(["some prompt", "x"], 4), strict=True):
+        assert one.provenance.adapter == other.provenance.adapter
+        for mine, theirs in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
 def test_frozen_training_leaves_every_byte_of_the_base_and_changes_the_adapter(tmp_path: Path) -> None:

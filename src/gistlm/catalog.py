@@ -24,7 +24,7 @@ def load_checkpoint(
     name: str, base: str | None = None, device: str | None = None, dtype: torch.dtype | None = None
 ) -> Checkpoint:
     """Load a checkpoint by shipped name, folder or hub id. Raises `ModelNotFoundError` or `ModelError`."""
-    folder = shipped().get(name) or Path(name).expanduser()
+    folder = shipped().get(name) or _expanded(name)
     if not folder.is_dir():
         folder = _download(name)
     if (folder / CONFIG).is_file():
@@ -34,6 +34,13 @@ def load_checkpoint(
     if (folder / "config.json").is_file():
         raise ModelError(f"{name} is a plain model with no gist checkpoint; train one with: gistlm train RECIPE.yaml")
     raise ModelNotFoundError(f"{folder} holds neither a gist checkpoint nor a model; the shipped ones are {_known()}")
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~someone who is not here
+        return Path(name)
 
 
 def _download(name: str) -> Path:

@@ -139,8 +139,11 @@ class Checkpoint:
 
     @property
     def adapts_columns(self) -> bool:
-        """Whether `adapter_on_last` is exact: only where every linear layer takes [batch, tokens, channels]."""
-        return not self.adapter_on_last or self.architecture.name in TESTED
+        """Whether `adapter_on_last` is exact: where the prompt passes the bare base, in architectures whose linear
+        layers are known to take [batch, tokens, channels]. A `paper` model reads the prompt with its adapter.
+        """
+        frozen_and_known = self.config.recipe == Recipe.FROZEN and self.architecture.name in TESTED
+        return frozen_and_known or not self.adapter_on_last
 
     @cached_property
     def fingerprint(self) -> str:
@@ -264,7 +267,7 @@ def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
         prompt_format = PromptFormat.from_dict(record.pop("prompt_format"))
         record["recipe"] = Recipe(record["recipe"])
         config = CheckpointConfig(**record)
-    except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if version != VERSION:
         raise ModelError(f"{path} has checkpoint version {version}; this gistlm reads version {VERSION}")

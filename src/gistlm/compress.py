@@ -149,6 +149,20 @@ def encode_opening(checkpoint: Checkpoint) -> KeyValues:
     return key_values_of(cache)
 
 
+def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
+    """(kv_heads, key dim, value dim) of every layer's gist, from a pass of one token."""
+    with torch.no_grad():
+        layers = encode_prompts(checkpoint, [[0]]).key_values
+    return [(int(keys.shape[1]), int(keys.shape[3]), int(values.shape[3])) for keys, values in layers]
+
+
+def gist_start(checkpoint: Checkpoint, gist: Gist) -> int:
+    """The position at which the model reads a gist: after the opening, or with absolute numbering after its prompt."""
+    if checkpoint.architecture.numbering == "absolute":
+        return gist.provenance.prompt_tokens
+    return checkpoint.opening_tokens
+
+
 def repeat_key_values(key_values: KeyValues, rows: int) -> KeyValues:
     """A batch of one, seen as a batch of ``rows``."""
     return [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in key_values]

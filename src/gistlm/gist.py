@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -111,13 +111,19 @@ class Gist:
 
     def shorten(self, j: int) -> Gist:
         """The first j gist tokens, which are themselves a gist of size j: they never saw the later ones."""
-        if not 1 <= j <= self.k:
-            raise InputError(f"cannot shorten a gist of {self.k} tokens to {j}; give a number from 1 to {self.k}")
+        if type(j) is not int or not 1 <= j <= self.k:
+            raise InputError(f"cannot shorten a gist of {self.k} tokens to {j!r}; give a number from 1 to {self.k}")
         return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
 
     def to(self, target: torch.dtype | torch.device | str) -> Gist:
-        """The same gist in another dtype or on another device."""
-        return self._map(lambda tensor: tensor.to(target))
+        """The same gist in another dtype (also by name, such as "bfloat16") or on another device."""
+        wanted = DTYPES.get(target, target) if isinstance(target, str) else target
+        if isinstance(wanted, torch.dtype) and wanted not in DTYPES.values():
+            raise InputError(f"a gist's dtype is one of {', '.join(DTYPES)}, got {target}")
+        try:
+            return self._map(lambda tensor: tensor.to(wanted))
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise InputError(f"a gist cannot be moved to {target!r}; give a dtype or a device such as cpu") from error
 
     def info(self) -> dict[str, Any]:
         """Plain values for people and programs; the keys are stable."""
@@ -199,6 +205,8 @@ class Gist:
             raise GistFileError(f"{name} is a damaged gist: {error}") from error
         if gist.id != metadata.get("sha256"):
             raise GistFileError(f"{name} is damaged: its content does not match its hash")
+        if not all(bool(tensor.isfinite().all()) for tensor in (*keys, *values)):
+            raise GistFileError(f"{name} is damaged: it holds numbers that are not finite")
         return gist
 
     def check_reader(self, model: str, name: str, dtype: torch.dtype) -> None:
@@ -213,6 +221,25 @@ class Gist:
             raise GistMismatchError(
                 f"this gist is {self.dtype}, the model is {dtype}; convert it with gist.to({dtype}) "
                 f"or load the model with dtype={self.dtype}"
+            )
+
+    def check_shape(self, layers: Sequence[tuple[int, int, int]], start: int) -> None:
+        """Raise `GistMismatchError` unless every layer has the reader's (kv_heads, key dim, value dim) and the gist
+        begins at position ``start``: whoever can write a file can give it any fingerprint.
+        """
+        own = [
+            (int(key.shape[0]), int(key.shape[2]), int(value.shape[2]))
+            for key, value in zip(self.keys, self.values, strict=True)
+        ]
+        if own != list(layers):
+            raise GistMismatchError(
+                f"this gist has {len(own)} layers of (kv_heads, key dim, value dim) {own[0]}, the model {len(layers)} "
+                f"of {layers[0]}; compress the prompt again with this model"
+            )
+        if self.provenance.start != start:
+            raise GistMismatchError(
+                f"this gist begins at position {self.provenance.start}, and this model reads it at {start}; "
+                f"compress the prompt again"
             )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Gist:

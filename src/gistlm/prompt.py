@@ -192,12 +192,19 @@ def _first_special(tokenizer: Any, text: str) -> str | None:
 def _check_text(text: object, what: str) -> None:
     if not isinstance(text, str):
         raise InputError(f"{what} must be a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is not text that UTF-8 can write: {error.reason} at {error.start}") from None
 
 
 def _turns(request: Input) -> list[str]:
     """user, assistant, user, ...: always an odd number of texts."""
     if isinstance(request, str):
+        _check_text(request, "the input")
         return [request]
+    if not isinstance(request, (list, tuple)):
+        raise InputError(f"an input is a string or a list of messages, got {type(request).__name__}")
     roles, texts = [], []
     for message in request:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:

@@ -1,6 +1,7 @@
 """The seam between those who ask for text and the engines that make it; knows no engine and loads no torch.
 
 An engine implements `compress`, `complete`, `stream`, `score` and `close`; `generate` is built on `complete`.
+`logits` and `checkpoint` are for measuring, and an engine without them says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from gistlm.errors import InputError
 from gistlm.prompt import Input
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gistlm.checkpoint import Checkpoint
     from gistlm.gist import Gist
 
 ENGINES = {
@@ -53,18 +57,30 @@ class Sampling:
     """Fixes sampling for one call; None continues torch's own generator."""
 
     def __post_init__(self) -> None:
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stops)
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         for name, allowed, fits in (
-            ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
-            ("temperature", "from 0 to 100", 0 <= self.temperature <= 100),
-            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
-            ("top_k", "0 or more", self.top_k >= 0),
-            ("stop", "a non-empty string or several", all(isinstance(stop, str) and stop for stop in stops)),
-            ("seed", "a whole number from 0 to 2**63 - 1", self.seed is None or 0 <= self.seed < 1 << 63),
+            ("max_new_tokens", "a whole number of 1 or more", _whole(self.max_new_tokens, 1)),
+            ("temperature", "a number from 0 to 100", _number(self.temperature) and 0 <= self.temperature <= 100),
+            ("top_p", "a number above 0 and at most 1", _number(self.top_p) and 0 < self.top_p <= 1),
+            ("top_k", "a whole number of 0 or more", _whole(self.top_k, 0)),
+            ("stop", "a non-empty string or several", _strings(stops)),
+            ("seed", "a whole number from 0 to 2**63 - 1", self.seed is None or _whole(self.seed, 0, 1 << 63)),
         ):
             if not fits:
                 raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "stop", tuple(stops))
+
+
+def _whole(value: object, least: int, below: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < below
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _strings(values: object) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) and value for value in values)
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.gist is not None and self.prompt is not None:
             raise InputError("a request has a gist or a prompt, not both; compare them as two requests of one call")
+        if self.gist is not None and not hasattr(self.gist, "provenance"):
+            raise InputError(f"gists are Gist objects, got {type(self.gist).__name__}; a file is read with Gist.load")
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise InputError(f"a prompt must be a string, got {type(self.prompt).__name__}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,18 @@ class Engine(ABC):
         gists: Gist | Sequence[Gist | None] | None = None, *, prompts: str | Sequence[str | None] | None = None,
     ) -> Any:  # fmt: skip
         """Log-probability (nats) of every output token, the ending one included: [tokens], or a list of them."""
+
+    def logits(self, requests: Sequence[Request], outputs: Sequence[str]) -> Iterator[Tensor]:
+        """For every request the logits [tokens, vocabulary] that predict its output, the ending token included.
+
+        Raises `InputError` where the engine shows no whole distributions.
+        """
+        raise InputError(f"{type(self).__name__} shows no logits; use the engine 'transformers' to measure with")
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that the engine runs. Raises `InputError` where the engine has none in this process."""
+        raise InputError(f"{type(self).__name__} holds no checkpoint; use the engine 'transformers' to measure with")
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing
         """Free what the engine holds."""
@@ -163,6 +195,8 @@ def make_requests(
 
     A list of messages (mappings) is one input: a conversation.
     """
+    if not isinstance(inputs, (str, list, tuple)):
+        raise InputError(f"inputs are a string, messages, or a list of them, got {type(inputs).__name__}")
     single = isinstance(inputs, str) or (len(inputs) > 0 and isinstance(inputs[0], dict))
     every: list[Any] = [inputs] if single else list(inputs)
     pairs = zip(every, one_each(gists, len(every), "gists"), one_each(prompts, len(every), "prompts"), strict=True)

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import compress, encode_opening
+from gistlm.compress import compress, encode_opening, gist_layers, gist_start
 from gistlm.engines.base import (
     Completion,
     Engine,
@@ -40,10 +40,11 @@ class GistModel(Engine):
     """A gist checkpoint that compresses prompts, answers over gists and scores outputs."""
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int = 32) -> None:
-        self.checkpoint = checkpoint
+        self._checkpoint = checkpoint
         self.batch_size = batch_size
         """Most requests that run together; longer lists run in turn."""
         self._opening = encode_opening(checkpoint)
+        self._layers = gist_layers(checkpoint)
         self._lock = threading.Lock()
 
     @classmethod
@@ -56,11 +57,15 @@ class GistModel(Engine):
         device, dtype: the first accelerator and the base's own by default. base: a model to use in place of
         the recorded one. Raises `ModelNotFoundError`, `ModelError` or `UnsupportedModelError`.
         """
-        if isinstance(dtype, str):
-            if dtype not in DTYPES:
-                raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-            dtype = DTYPES[dtype]
-        return cls(load_checkpoint(str(name_or_path), base, device, dtype))
+        wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if dtype is not None and wanted not in DTYPES.values():
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        return cls(load_checkpoint(str(name_or_path), base, device, wanted))
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Base model, adapter and prompt format."""
+        return self._checkpoint
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +91,8 @@ class GistModel(Engine):
 
         Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
         """
+        if not isinstance(prompt, (str, list, tuple)):
+            raise InputError(f"give a prompt or a list of prompts, got {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         with self._lock:
             gists = [gist for some in self._batches(prompts) for gist in compress(self.checkpoint, some, k)]
@@ -119,6 +126,17 @@ class GistModel(Engine):
             scores = [score for some in self._batches(pairs) for score in self._score(some)]
         return scores[0] if single else scores
 
+    def logits(self, requests: Sequence[Request], outputs: Sequence[str]) -> Iterator[Tensor]:
+        """For every request the logits [tokens, vocabulary] that predict its output, the ending token included.
+
+        They are in the model's dtype and on its device, one batch at a time.
+        """
+        for some in self._batches(list(zip(requests, outputs, strict=True))):
+            with self._lock:
+                rows = self._output_logits(some)
+            for logits, _ in rows:
+                yield logits
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt as it is compressed, the opening included."""
         return len(self.checkpoint.prompts.prompt_ids(prompt))
@@ -130,6 +148,7 @@ class GistModel(Engine):
         for request in requests:
             if request.gist is not None:
                 request.gist.check_reader(self.checkpoint.fingerprint, self.checkpoint.config.name, self.dtype)
+                request.gist.check_shape(self._layers, gist_start(self.checkpoint, request.gist))
         return prepare(self.checkpoint, self._opening, requests, room, outputs)
 
     def _complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -186,11 +205,12 @@ class GistModel(Engine):
 
     def _completion(self, ids: list[int], sampling: Sampling, fresh: int, cached: int) -> Completion:
         ends = [at for at, token in enumerate(ids) if token in self._ending_ids]
-        ids = ids[: ends[0] + 1] if ends else ids
-        whole = self.checkpoint.prompts.decode(ids)
+        own = ids[: ends[0]] if ends else ids
+        whole = self.checkpoint.prompts.decode(own)
         text = cut_at_stop(whole, sampling.stop)
-        reason: Literal["stop", "length"] = "stop" if ends or len(text) < len(whole) else "length"
-        return Completion(text, reason, fresh, cached, len(ids))
+        stopped = len(text) < len(whole)  # then what ends the row is padding: other rows of the batch went on
+        reason: Literal["stop", "length"] = "stop" if ends or stopped else "length"
+        return Completion(text, reason, fresh, cached, len(own) + (bool(ends) and not stopped))
 
     def _stream(self, prepared: Prepared, sampling: Sampling) -> Iterator[str]:
         """Generate in a thread; a consumer that stops listening stops the generation."""
@@ -217,12 +237,18 @@ class GistModel(Engine):
             raise problems[0]
 
     def _score(self, pairs: Sequence[tuple[Request, str]]) -> list[Tensor]:
+        return [
+            logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0].cpu()
+            for logits, targets in self._output_logits(pairs)
+        ]
+
+    def _output_logits(self, pairs: Sequence[tuple[Request, str]]) -> list[tuple[Tensor, Tensor]]:
+        """Of every pair the output's logits [tokens, vocabulary] and token ids [tokens]."""
         outputs = [self.checkpoint.prompts.output_ids(output) for _, output in pairs]
         prepared = self._prepare([request for request, _ in pairs], 0, outputs)
-        logits = self.rest_logits(prepared, max(map(len, outputs)))
-        targets = prepared.tokens[:, -logits.shape[1] :]
-        every = logits.float().log_softmax(-1).gather(-1, targets[:, :, None])[:, :, 0].cpu()  # [batch, last]
-        return [row[len(row) - len(output) :] for row, output in zip(every, outputs, strict=True)]
+        logits = self.rest_logits(prepared, max(map(len, outputs)))  # [batch, last, vocabulary]
+        rows = zip(logits, prepared.tokens, map(len, outputs), strict=True)
+        return [(row[len(row) - length :], tokens[len(tokens) - length :]) for row, tokens, length in rows]
 
     def rest_logits(self, prepared: Prepared, last: int) -> Tensor:
         """Logits [batch, last, vocabulary] that predict the last tokens, under the gist mask's cached form."""

@@ -1,0 +1,123 @@
+"""A user's mistakes in Python: each gets gistlm's own error, in one sentence, before any work is done."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import save_tiny, save_tiny_checkpoint, tiny_checkpoint
+
+from gistlm import GistModel
+from gistlm.base import check_device, load_base
+from gistlm.catalog import load_checkpoint
+from gistlm.checkpoint import Checkpoint
+from gistlm.engines.base import Request, Sampling
+from gistlm.errors import GistlmError, InputError, ModelError
+
+
+@cache
+def model() -> GistModel:
+    return GistModel(tiny_checkpoint("llama"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": "5"}, {"max_new_tokens": 2.5}, {"max_new_tokens": True}, {"temperature": None},
+        {"temperature": float("nan")}, {"stop": None}, {"stop": 5}, {"stop": [""]}, {"top_k": 1.5}, {"seed": 1.5},
+        {"seed": -1}, {"top_p": "1"},
+    ],
+)  # fmt: skip
+def test_sampling_options_of_a_wrong_kind_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize("inputs", [5, None, {"role": "user"}])
+def test_inputs_that_are_no_text_are_refused(inputs: Any) -> None:
+    with pytest.raises(InputError, match="inputs"):
+        model().generate(inputs)
+
+
+def test_a_path_is_no_gist() -> None:
+    with pytest.raises(InputError, match=r"Gist\.load"):
+        model().generate("hi", "x.gist")  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="prompt must be a string"):
+        Request("hi", prompt=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [None, 5, "a\ud800b"])
+def test_a_prompt_that_is_no_text_is_refused(prompt: Any) -> None:
+    with pytest.raises(InputError):
+        model().compress(prompt)
+
+
+@pytest.mark.parametrize("j", [1.0, "1", True, 0, 9])
+def test_a_gist_is_shortened_to_a_whole_number_of_tokens(j: Any) -> None:
+    with pytest.raises(InputError, match="shorten"):
+        model().compress("words", 2).shorten(j)
+
+
+def test_a_gist_takes_dtypes_by_name_and_refuses_others() -> None:
+    gist = model().compress("words", 2)
+    assert gist.to("bfloat16").dtype == torch.bfloat16
+    for wrong in (torch.int8, "int8", "nowhere"):
+        with pytest.raises(InputError):
+            gist.to(wrong)
+
+
+def test_a_dtype_that_no_gist_has_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(InputError, match="dtype"):
+        GistModel.from_pretrained("no such model", dtype=torch.int8)
+
+
+def test_an_unknown_device_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="'foo'"):
+        check_device("foo")
+
+
+@pytest.mark.parametrize(
+    "name", ["~nobody-of-that-name/x", "package:a.b/x.gguf", "package:gistlm/none.gguf", "package:/"]
+)
+def test_names_of_nothing_are_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(GistlmError) as caught:
+        load_base(name, "cpu", None) if name.startswith("package:") else load_checkpoint(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", [5, None])
+def test_a_checkpoint_whose_base_is_no_name_is_damaged(base: Any, tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "checkpoint")
+    record = json.loads((folder / "gistlm.json").read_text())
+    (folder / "gistlm.json").write_text(json.dumps({**record, "base": base}))
+    with pytest.raises(ModelError, match="damaged"):
+        Checkpoint.load(folder, device="cpu")
+
+
+def test_a_base_that_brings_its_own_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError):
+        load_base(str(folder), "cpu", None)
+    assert not (tmp_path / "ran").exists()
+    assert "[y/N]" not in capsys.readouterr().out
+
+
+def test_tokens_of_a_batch_are_counted_without_the_padding_after_a_stop_string() -> None:
+    request = Request("hello there")
+    text = model().generate("hello there", max_new_tokens=6)
+    stop = text[: max(1, len(text) // 3)]
+    sampling = Sampling(max_new_tokens=6, stop=stop)
+    alone = model().complete([request], sampling)[0]
+    longer = next(
+        word for word in ("other", "words", "go", "on") if stop not in model().generate(word, max_new_tokens=6)
+    )
+    together = model().complete([request, Request(longer)], sampling)[0]
+    assert together.new_tokens == alone.new_tokens
