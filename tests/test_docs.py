@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ from gistlm.engines.base import Sampling
 from gistlm.mask import Condition, Part, decoder_mask
 from gistlm.training import loop
 from gistlm.training.config import parse_config
+from gistlm.training.data import load_sources
 from gistlm.training.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,7 @@ def table(page: str, heading: str, number: int = 0) -> list[str]:
 
 def script(name: str) -> ModuleType:
     """A script in docs/ as a module."""
+    sys.path.insert(0, str(ROOT / "docs"))  # figures.py imports tables.py
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -107,6 +110,7 @@ def test_the_python_examples_of_a_page_run_in_order(page: Path, reader: Path, mo
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_in_order(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_training(config: Any, callbacks: Any) -> Path:
+        assert load_sources(config.data, config.seed)
         folder = Path(config.output)
         folder.mkdir(parents=True)
         (folder / "training.json").write_text('{"validation": [], "tokens": 0}')
@@ -131,8 +135,8 @@ def test_what_a_page_links_to_exists(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["tables", "picture"])
-def test_the_generated_tables_and_the_picture_are_current(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["tables", "figures", "picture"])
+def test_the_generated_tables_figures_and_picture_are_current(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--check"])
     script(name).main()
 

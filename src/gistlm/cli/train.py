@@ -33,7 +33,7 @@ def train(
 
     \b
     Example:
-      gistlm train recipes/smollm2-135m-frozen.yaml --set steps=10 --set data.0.path=rows.jsonl
+      gistlm train mine.yaml --set steps=1000 --set data.0.limit=5000
     """
     settings = [_parse_setting(change) for change in changes or []]
     config = read_recipe(recipe, settings)

@@ -1,0 +1,145 @@
+"""Fills the tables of measured figures in README.md from benchmarks/results; measures nothing.
+
+Run: python docs/figures.py [--check]      --check fails when README is not what would be written
+
+A table stands between `<!-- NAME: made by docs/figures.py -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tables import table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+_SLOT = re.compile(r"(<!-- ([\w-]+): made by docs/figures\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Write README if it changes, or say that it is stale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when README is stale")
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = _SLOT.sub(lambda slot: f"{slot[1]}\n{FIGURES[slot[2]]()}\n\n{slot[3]}", old)
+    if parser.parse_args().check:
+        if new != old:
+            sys.exit("the figures in README.md are not those of benchmarks/results; write them anew with: make docs")
+    else:
+        path.write_text(new, encoding="utf-8")
+
+
+def quality() -> str:
+    """Gap closed by gists, and by the best baseline of the same bytes."""
+    found = read("eval-alpaca-unseen")
+    rows = []
+    for k in found["settings"]["k"]:
+        same = [condition for condition in found["conditions"] if condition["k"] == k]
+        gist = next(condition for condition in same if condition["name"] == "gist")
+        rival = max((c for c in same if c["name"] != "gist"), key=lambda c: c["metrics"]["kl"]["gap_closed"])
+        cells = [gap(gist, metric) for metric in ("nll", "kl", "answer_kl")]
+        rows.append([f"{k} gist token{'s' * (k > 1)}", f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
+    head = [
+        "",
+        "compression",
+        "likelihood of the reference answers",
+        "divergence from the full prompt's model, on references",
+        "the same, on its own answers",
+        "best baseline of equal bytes (divergence, references)",
+    ]
+    return table(head, rows) + f"\n\n{data_line(found)}"
+
+
+def retention() -> str:
+    """Right answers by kind of content."""
+    found = read("eval-retention")
+    entries = {(entry["kind"], entry["condition"]): entry for entry in found["retention"]}
+    kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
+    rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
+    each = found["retention"][0]["n"]
+    return table(["kind", *conditions], rows) + f"\n\n{each} probes of each kind. {run_line(found['run'])}"
+
+
+def cost() -> str:
+    """Ratios of times within one run."""
+    found = read("cost-smollm2-135m")
+    rows = [
+        [
+            str(compared["prompt_tokens"]),
+            str(compared["batch"]),
+            ratio(compared["first_token_vs_full_prompt"]),
+            ratio(compared["first_token_vs_cached_prompt"]),
+            ratio(compared["answer_vs_full_prompt"]),
+            ratio(compared["answer_vs_same_tokens"]),
+            ratio(made["speed_ratio"]),
+            str(compared["requests_to_pay"] or "never"),
+            f"{compared['cache_bytes_saved']:,}",
+        ]
+        for compared, made in zip(found["comparison"], found["compression"], strict=True)
+    ]
+    head = [
+        "prompt tokens",
+        "batch",
+        "first token, against re-encoding",
+        "first token, against a kept cache",
+        f"answer of {found['settings']['new_tokens']} tokens, against re-encoding",
+        "the same, against plain transformers on as many tokens",
+        "compression speed, against prefill",
+        "requests until it pays",
+        "cache bytes saved a prompt",
+    ]
+    settings, machine = found["settings"], found["machine"]
+    run = {"command": found["command"], "date": found["date"], "machine": machine}
+    return (
+        table(head, rows) + f"\n\nk={settings['k']}, {machine['dtype']}, medians of {settings['repeats']} rounds, "
+        f"seed {settings['seed']}. {run_line(run)}"
+    )
+
+
+def read(name: str) -> dict[str, Any]:
+    """One result file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def gap(condition: dict[str, Any], metric: str) -> str:
+    """A share of the gap with its interval."""
+    figures = condition["metrics"].get(metric)
+    if figures is None:
+        return "not measured"
+    low, high = figures["gap_closed_95"]
+    return f"{figures['gap_closed']:.0%} ({low:.0%} to {high:.0%})"
+
+
+def rival_cell(condition: dict[str, Any]) -> str:
+    """A baseline by name, with its share."""
+    return f"{condition['name']}: {gap(condition, 'kl')}"
+
+
+def ratio(values: dict[str, float]) -> str:
+    """The median."""
+    return f"{values['median']:.2f}"
+
+
+def data_line(found: dict[str, Any]) -> str:
+    """Rows and seed, and how they were measured."""
+    data, settings = found["data"], found["settings"]
+    return f"{data['rows']} rows of {data['name']}, seed {settings['seed']}. {run_line(found['run'])}"
+
+
+def run_line(run: dict[str, Any]) -> str:
+    """Command, date and machine."""
+    machine = run["machine"]
+    return f"`{run['command']}`, {run['date']}, {machine['cpu']}, {machine['threads']} threads."
+
+
+FIGURES = {"quality": quality, "retention": retention, "cost": cost}
+
+if __name__ == "__main__":
+    main()
