@@ -14,13 +14,14 @@ from gistlm import __version__
 from gistlm.cli.chat import chat
 from gistlm.cli.compress import compress
 from gistlm.cli.convert import convert
+from gistlm.cli.eval import eval
 from gistlm.cli.generate import generate
 from gistlm.cli.inspect import inspect
 from gistlm.cli.models import models
 from gistlm.cli.outcome import guarded
 from gistlm.cli.train import train
 
-COMMANDS = (compress, generate, chat, inspect, models, train, convert)
+COMMANDS = (compress, generate, chat, inspect, models, train, eval, convert)
 
 app = typer.Typer(
     name="gistlm",

@@ -1,0 +1,277 @@
+"""`gistlm eval`: a file of rows in, a table and a result file out; knows nothing of how it is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from gistlm.cli.options import DEFAULT_MODEL, BaseOption, DeviceOption, DtypeOption, EngineOption, EngineOptions
+from gistlm.cli.show import byte_count, duration, print_table
+from gistlm.errors import GistlmError, InputError
+
+if TYPE_CHECKING:
+    from gistlm.engines.base import Engine
+    from gistlm.evaluation.runner import EvalConfig, Evaluation
+
+
+class Judging(NamedTuple):
+    """The endpoint that judges."""
+
+    url: str
+    model: str
+    key_env: str | None
+
+
+_CONTROLS = {"full": "full prompt", "none": "nothing"}
+
+
+def eval(
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Rows of instruction, input and output, or chats: a .jsonl or .json file."),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "--checkpoint",
+            "-m",
+            envvar="GISTLM_MODEL",
+            help="Checkpoint: a name from `gistlm models`, a folder, or a hub id.",
+        ),
+    ] = DEFAULT_MODEL,
+    k: Annotated[str, typer.Option("--k", "-k", help="Numbers of gist tokens, with commas.")] = "1,2,4,8,16",
+    json: Annotated[Path | None, typer.Option("--json", help="Write the results here, whole or not at all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Use the first rows, and so many probes of each kind.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Leave out rows with more tokens of prompt, input and output.")
+    ] = 1024,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Most tokens of a generated answer.")] = 64,
+    generate: Annotated[
+        bool, typer.Option("--generate/--no-generate", help="Generate answers under every condition.")
+    ] = True,
+    baselines: Annotated[
+        str, typer.Option("--baselines", help="Baselines of equal bytes, with commas; none for none.")
+    ] = "truncation,tfidf,pooled,last,untrained,llmlingua2",
+    llmlingua2: Annotated[
+        str | None, typer.Option("--llmlingua2", help="The classifier of that baseline: a folder or a hub id.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows that run together.")] = 16,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads; torch's own number by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and of whatever is drawn.")] = 0,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="Probe what is retained; on only without --data.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="URL", help="OpenAI-compatible endpoint that compares answers.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option("--judge-model", help="The model that judges there.")] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option("--judge-key-env", help="Environment variable with the endpoint's key, if it has one.")
+    ] = None,
+    base: BaseOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    engine: EngineOption = "transformers",
+) -> None:
+    """Measure how much of their prompts gists keep, beside both controls and baselines of equal bytes.
+
+    Every row is answered under the full prompt, no prompt, a gist and each baseline at every k: likelihood of the
+    reference, divergence from the full prompt's model, generated answers. Without --data only the retention
+    probe runs. Two runs with one seed give the same results.
+
+    \b
+    Example:
+      gistlm eval --data rows.jsonl --k 1,4 --limit 100 --json results.json
+      gistlm eval --data rows.jsonl --no-generate --baselines none
+    """
+    _check_usage(data, json, judge, judge_model, generate)
+    ks = _numbers(k)
+    begin = time.perf_counter()
+    from gistlm.evaluation.runner import EvalConfig
+    from gistlm.evaluation.words import LLMLINGUA2
+
+    names = () if baselines.strip() == "none" else tuple(name.strip() for name in baselines.split(",") if name.strip())
+    config = EvalConfig(
+        ks, names, limit, max_tokens, new_tokens, generate, batch_size, seed, classifier=llmlingua2 or LLMLINGUA2
+    )
+    _use_threads(threads)
+    loaded = EngineOptions(engine, model, base, device, dtype).load()
+    judging = Judging(judge, judge_model, judge_key_env) if judge and judge_model else None
+    results = _measure(loaded, data, config, data is None if probe is None else probe, judging)
+    loaded.close()
+    _finish(results, json, time.perf_counter() - begin)
+
+
+def _check_usage(
+    data: str | None, json: Path | None, judge: str | None, judge_model: str | None, generate: bool
+) -> None:
+    if (judge is None) != (judge_model is None):
+        raise typer.BadParameter("--judge and --judge-model go together: the endpoint and the model that judges there")
+    if judge is not None and (data is None or not generate):
+        raise typer.BadParameter("--judge compares generated answers: it needs --data, and no --no-generate")
+    if json is not None and json.is_dir():
+        raise InputError(f"{json} is a folder; name a file, for example --json {json / 'results.json'}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise InputError(f"--k takes numbers of gist tokens with commas between them, for example 1,4,16; got {text!r}")
+    return tuple(map(int, words))
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads must be 1 or more, got {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _measure(
+    engine: Engine, data: str | None, config: EvalConfig, probe: bool, judging: Judging | None
+) -> dict[str, Any]:
+    """Everything that was asked for, as `results.SCHEMA` without "run"."""
+    from gistlm.evaluation import describe
+    from gistlm.evaluation.results import FORMAT, VERSION
+    from gistlm.evaluation.runner import evaluate
+
+    results: dict[str, Any] = {"format": FORMAT, "version": VERSION, "retention": None, "judge": None}
+    if data is None:
+        results |= describe.nothing(engine.checkpoint, config)
+    else:
+        if judging is not None:
+            _try_judge(judging, config.seed)
+        with _progress("measuring rows") as report:
+            measured = evaluate(engine, data, config, report)
+        results |= measured.results
+        if judging is not None:
+            try:
+                results["judge"] = _judge(measured, judging, config.seed)
+            except GistlmError as error:  # what was measured is not to be lost
+                results["skipped"]["judge"] = str(error)
+    if probe:
+        from gistlm.evaluation import retention
+
+        with _progress("probing retention") as report:
+            results["retention"] = retention.measure(engine, config.ks, config.seed, config.limit, report)
+    return results
+
+
+def _finish(results: dict[str, Any], path: Path | None, seconds: float) -> None:
+    """Show the results, and write them where that was asked for."""
+    import sys
+
+    from gistlm.evaluation import describe
+    from gistlm.evaluation.results import SCHEMA, round_floats, write_results
+
+    results["run"] = describe.run(sys.argv[1:], seconds)
+    results = {name: round_floats(results[name]) for name in SCHEMA}
+    if path is not None:
+        write_results(path, results)
+    print_results(results)
+    print(f"measured in {duration(seconds)}" + (f"; the results are in {path}" if path is not None else ""))
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The figures as tables."""
+    conditions, data = results["conditions"], results["data"]
+    if conditions:
+        header = ["prompt as", "KV cache", "NLL", "gap closed %", "KL", "gap closed %", "top-1"]
+        cells = [
+            [
+                _label(each),
+                byte_count(each["kv_bytes"]),
+                *_gap(each, "nll"),
+                *_gap(each, "kl"),
+                _value(each, "agreement"),
+            ]
+            for each in conditions
+        ]
+        print_table(cells, header, f"references of {data['rows']} rows of {data['name']}")
+    if conditions and "rougeL" in conditions[0]["metrics"]:
+        exact = ["exact_match"] if "exact_match" in conditions[0]["metrics"] else []
+        header = ["prompt as", "ROUGE-L", "gap closed %", "to full", "answer KL", "gap closed %"]
+        cells = [
+            [_label(each), *_gap(each, "rougeL"), _value(each, "answer_rougeL"), *_gap(each, "answer_kl")]
+            + [_value(each, metric) for metric in exact]
+            for each in conditions
+        ]
+        print_table(cells, header + ["exact"] * len(exact), "generated answers")
+    if results["retention"]:
+        cells = [
+            [each["kind"], each["condition"], f"{each['correct']} of {each['n']}", f"{each['score']:.3f}"]
+            for each in results["retention"]
+        ]
+        print_table(cells, ["kind", "prompt as", "kept", "score"], "retention probe")
+    if results["judge"]:
+        columns = ("condition", "against", "wins", "ties", "losses", "win_rate")
+        cells = [[str(each[name]) for name in columns] for each in results["judge"]]
+        print_table(cells, [name.replace("_", " ") for name in columns], "judged answers")
+    for name, reason in results["skipped"].items():
+        print(f"{name} was skipped: {reason}")
+
+
+def _label(condition: dict[str, Any]) -> str:
+    from gistlm.evaluation.results import label
+
+    name = label(condition["name"], condition["k"])
+    return _CONTROLS.get(name, name)
+
+
+def _value(condition: dict[str, Any], metric: str) -> str:
+    return f"{condition['metrics'][metric]['value']:.3f}"
+
+
+def _gap(condition: dict[str, Any], metric: str) -> list[str]:
+    """A metric's value, and its gap closed with the interval."""
+    figures = condition["metrics"][metric]
+    share, interval = figures["gap_closed"], figures["gap_closed_95"]
+    bounds = f" ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})" if interval and condition["k"] else ""
+    return [_value(condition, metric), "" if share is None else f"{100 * share:.0f}{bounds}"]
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr where that is a terminal, moved by (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _judge(measured: Evaluation, judging: Judging, seed: int) -> list[dict[str, Any]]:
+    """Gists' answers, and those without a prompt, against the full prompt's: "judge" of the results."""
+    from gistlm.evaluation import judge
+
+    verdicts = []
+    for name in ("none", *(label for label in measured.answers if label.startswith("gist@"))):
+        answers = zip(measured.rows, measured.answers[name], measured.answers["full"], strict=True)
+        pairs = [judge.Pair(row.prompt, row.input, mine, full) for row, mine, full in answers]
+        with _progress(f"judging {name}") as report:
+            figures = judge.compare(pairs, judging.url, judging.model, judging.key_env, seed, report)
+        verdicts.append({"condition": name, "against": "full", **figures})
+    return verdicts
+
+
+def _try_judge(judging: Judging, seed: int) -> None:
+    """Let the judge compare one pair, so that a wrong address or key is found before anything is measured."""
+    from gistlm.evaluation import judge
+
+    judge.compare([judge.Pair("Say yes.", "", "Yes.", "No.")], judging.url, judging.model, judging.key_env, seed)

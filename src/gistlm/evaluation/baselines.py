@@ -1,0 +1,218 @@
+"""What could stand in a prompt's place without training: k tokens' keys and values for each prompt, as gists.
+
+Every baseline holds the bytes of a gist of k tokens beside the visible opening, and a prompt that has fewer than
+k tokens of its own is held whole. Knows nothing of metrics, rows or engines.
+
+    truncation   the prompt's first k tokens
+    tfidf        its k tokens' worth of words of highest TF-IDF, in their order (Mu et al. 2023, appendix)
+    llmlingua2   its k tokens' worth of words that a token classifier would keep (Pan et al. 2024, LLMLingua-2)
+    pooled       the full prompt's keys and values, averaged over k segments
+    last         the full prompt's last k tokens, behind the opening as attention sink (Xiao et al. 2023)
+    untrained    k gist tokens as they are before training: initial embeddings, no adapter
+
+Words are encoded again, as a shorter prompt; pooled and last are cut from the whole prompt's pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from gistlm.checkpoint import Checkpoint, initial_embeddings
+from gistlm.compress import KeyValues, column_mask, compress, key_values_of, left_pad, left_positions
+from gistlm.evaluation import words
+from gistlm.evaluation.rotary import frequencies, rotate
+from gistlm.files import sha256
+from gistlm.gist import Gist, GistInfo
+from gistlm.mask import Part
+
+Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
+"""From prompts and ks to the gists of every k, in the prompts' order."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What baselines are made from."""
+
+    checkpoint: Checkpoint
+    corpus: Sequence[str]
+    """All prompts of the evaluation: TF-IDF counts documents in them."""
+    classifier: str = words.LLMLINGUA2
+    """The token classifier of llmlingua2: folder or hub id."""
+    seed: int = 0
+    """Of the untrained embeddings."""
+
+
+def make_baseline(name: str, source: Source) -> Maker:
+    """A baseline of `BASELINES`, ready to use. Raises `GistlmError` with the reason where it cannot be had."""
+    return BASELINES[name](source)
+
+
+def _truncation(source: Source) -> Maker:
+    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        whole = _encoded_prefix(source.checkpoint, prompts, _ids(source.checkpoint, prompts), max(ks), "truncation")
+        return _nested(whole, ks)
+
+    return make
+
+
+def _tfidf(source: Source) -> Maker:
+    rank = words.tfidf(source.corpus)
+    return _keywords(source.checkpoint, rank, "tfidf")
+
+
+def _llmlingua2(source: Source) -> Maker:
+    rank = words.llmlingua2(source.classifier, source.checkpoint.reader.device)
+    return _keywords(source.checkpoint, rank, "llmlingua2")
+
+
+def _keywords(checkpoint: Checkpoint, rank: words.Rank, name: str) -> Maker:
+    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        ranked = [rank(prompt) for prompt in prompts]
+        hidden = len(checkpoint.prompts.opening_ids) - checkpoint.opening_tokens  # these count among the k tokens
+        made = {}
+        for k in ks:
+            chosen = [words.choose(weights, checkpoint.prompts.plain_ids, k - hidden) for weights in ranked]
+            ids = [checkpoint.prompts.opening_ids + own for own in chosen]
+            made[k] = _encoded_prefix(checkpoint, prompts, ids, k, name)
+        return made
+
+    return make
+
+
+def _pooled(source: Source) -> Maker:
+    checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
+    by_layer = frequencies(checkpoint)
+
+    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        ids = _ids(checkpoint, prompts)
+        cache = _encode(checkpoint, ids, [h - len(row) for row in ids])  # a prompt's last token at position h - 1
+        made: dict[int, list[Gist]] = {k: [] for k in ks}
+        for row, prompt in enumerate(prompts):
+            own = _row(cache, row, len(ids[row]) - h)
+            for k in ks:
+                pooled = [
+                    _pool(keys, values, k, h, inverse) for (keys, values), inverse in zip(own, by_layer, strict=True)
+                ]
+                made[k].append(_gist(checkpoint, pooled, prompt, "pooled", h))
+        return made
+
+    return make
+
+
+def _pool(keys: Tensor, values: Tensor, k: int, h: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of k segments of [kv_heads, n, head_dim]; the keys first turn to their segment's position h + i."""
+    n = keys.shape[1]
+    segments = min(k, n)
+    ends = [(n * (i + 1)) // segments for i in range(segments)]
+    lengths = torch.tensor(ends).diff(prepend=torch.tensor([0]))
+    segment = torch.repeat_interleave(torch.arange(segments), lengths).to(keys.device)  # [n]
+    positions = torch.arange(h - n, h, device=keys.device)
+    turned = rotate(keys.float(), h + segment - positions, inverse)
+    sizes = lengths.to(keys.device)[:, None]
+    pooled = [
+        torch.zeros(side.shape[0], segments, side.shape[2], device=side.device).index_add(1, segment, side) / sizes
+        for side in (turned, values.float())
+    ]
+    return pooled[0].to(keys.dtype), pooled[1].to(values.dtype)
+
+
+def _last(source: Source) -> Maker:
+    checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
+    absolute = checkpoint.architecture.numbering == "absolute"
+
+    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        ids = _ids(checkpoint, prompts)
+        made = {}
+        for k in ks:
+            kept = [min(k, len(row) - h) for row in ids]
+            begin = [0 if absolute else h + keep - len(row) for row, keep in zip(ids, kept, strict=True)]
+            cache = _encode(checkpoint, ids, begin)
+            made[k] = [
+                _gist(checkpoint, _row(cache, row, keep), prompt, "last", begin[row] + len(ids[row]) - keep)
+                for row, (prompt, keep) in enumerate(zip(prompts, kept, strict=True))
+            ]
+        return made
+
+    return make
+
+
+def _untrained(source: Source) -> Maker:
+    known = source.checkpoint
+    embeddings = initial_embeddings(known.reader, known.max_k, source.seed)
+    fresh = Checkpoint(known.config, known.reader, known.reader, embeddings, known.prompts)
+    fresh.fingerprint = known.fingerprint  # the same reader reads these gists
+
+    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        return _nested(compress(fresh, prompts, max(ks)), ks)
+
+    return make
+
+
+BASELINES: dict[str, Callable[[Source], Maker]] = {
+    "truncation": _truncation,
+    "tfidf": _tfidf,
+    "pooled": _pooled,
+    "last": _last,
+    "untrained": _untrained,
+    "llmlingua2": _llmlingua2,
+}
+"""name -> what makes it ready."""
+
+
+def _ids(checkpoint: Checkpoint, prompts: Sequence[str]) -> list[list[int]]:
+    return [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
+
+
+def _encoded_prefix(
+    checkpoint: Checkpoint, prompts: Sequence[str], ids: Sequence[list[int]], k: int, name: str
+) -> list[Gist]:
+    """At most k tokens behind the visible opening, encoded as a prompt of their own from position 0."""
+    h = checkpoint.opening_tokens
+    kept = [row[: h + k] for row in ids]
+    cache = _encode(checkpoint, kept, [0] * len(kept))
+    return [
+        _gist(checkpoint, _row(cache, row, len(kept[row]) - h), prompt, name, h) for row, prompt in enumerate(prompts)
+    ]
+
+
+def _encode(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], starts: Sequence[int]) -> KeyValues:
+    """Keys and values [batch, kv_heads, N, head_dim], left-padded, of token ids numbered from ``starts``."""
+    tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
+    positions = left_positions(parts, torch.tensor(starts, device=tokens.device))
+    cache = DynamicCache()
+    with torch.no_grad():
+        checkpoint.reader.get_decoder()(
+            tokens, attention_mask=column_mask(parts), position_ids=positions, past_key_values=cache, use_cache=True
+        )
+    return key_values_of(cache)
+
+
+def _row(cache: KeyValues, row: int, last: int) -> KeyValues:
+    """The last tokens of one row: [kv_heads, last, head_dim] by layer."""
+    return [(keys[row, :, keys.shape[2] - last :], values[row, :, values.shape[2] - last :]) for keys, values in cache]
+
+
+def _nested(gists: Sequence[Gist], ks: Sequence[int]) -> dict[int, list[Gist]]:
+    """The first k tokens of each, which saw none of the later ones."""
+    return {k: [gist.shorten(min(k, gist.k)) for gist in gists] for k in ks}
+
+
+def _gist(checkpoint: Checkpoint, key_values: KeyValues, prompt: str, name: str, start: int) -> Gist:
+    """A row's keys and values [kv_heads, tokens, head_dim] as what the checkpoint's reader reads."""
+    ids = checkpoint.prompts.prompt_ids(prompt)
+    absolute = checkpoint.architecture.numbering == "absolute"
+    provenance = GistInfo(
+        model=checkpoint.fingerprint,
+        adapter=sha256(name.encode()),
+        base=checkpoint.config.name,
+        prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in ids)),
+        prompt_tokens=start if absolute else len(ids),  # absolute: a gist is read where its prompt ends
+        start=start,
+    )
+    keys = tuple(keys.clone() for keys, _ in key_values)
+    return Gist(keys, tuple(values.clone() for _, values in key_values), provenance)

@@ -1,0 +1,101 @@
+"""What was measured with what, as plain values for the results; measures nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from gistlm.checkpoint import Checkpoint
+from gistlm.compress import compress
+from gistlm.evaluation.results import SCHEMA
+from gistlm.files import sha256
+from gistlm.training.rows import Row
+
+if TYPE_CHECKING:
+    from gistlm.evaluation.runner import EvalConfig
+
+
+def model(checkpoint: Checkpoint) -> dict[str, Any]:
+    """ "model" of the results."""
+    return {
+        "name": checkpoint.config.name,
+        "fingerprint": checkpoint.fingerprint,
+        "adapter": checkpoint.adapter_fingerprint,
+        "dtype": str(checkpoint.reader.dtype).removeprefix("torch."),
+        "kv_bytes_per_token": kv_bytes_per_token(checkpoint),
+        "opening_tokens": checkpoint.opening_tokens,
+    }
+
+
+def data(source: str, rows: Sequence[Row], skipped: int, output_tokens: int, answer_tokens: int) -> dict[str, Any]:
+    """ "data" of the results; a source that is no file is known by its rows."""
+    if os.path.isfile(source):
+        with open(source, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    else:
+        digest = sha256(*(text.encode() for row in rows for text in (row.prompt, row.input, row.output)))
+    return {
+        "name": Path(source).name,
+        "sha256": digest,
+        "rows": len(rows),
+        "skipped": skipped,
+        "output_tokens": output_tokens,
+        "answer_tokens": answer_tokens,
+    }
+
+
+def nothing(checkpoint: Checkpoint, config: EvalConfig) -> dict[str, Any]:
+    """What `runner.Evaluation.results` holds when no rows are given: of a retention probe alone."""
+    return {
+        "model": model(checkpoint),
+        "data": {"name": "", "sha256": "", "rows": 0, "skipped": 0, "output_tokens": 0, "answer_tokens": 0},
+        "settings": settings(config),
+        "skipped": {},
+        "conditions": [],
+        "rows": [],
+        "examples": [],
+    }
+
+
+def settings(config: EvalConfig) -> dict[str, Any]:
+    """ "settings" of the results."""
+    values = {"k": list(config.ks), **asdict(config), "baselines": list(config.baselines)}
+    return {name: values[name] for name in SCHEMA["settings"]}
+
+
+def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
+    """ "run" of the results: folders are left out of the command, as they are of no use elsewhere."""
+    words = [Path(word).name if os.path.isabs(word) or os.path.exists(word) else word for word in arguments]
+    return {
+        "command": " ".join(["gistlm", *words]),
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seconds": seconds,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What ran it."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def kv_bytes_per_token(checkpoint: Checkpoint) -> int:
+    """Keys and values of one cached token, over all layers."""
+    return compress(checkpoint, ["x"], 1)[0].nbytes

@@ -1,0 +1,99 @@
+"""The retention probe: which kinds of content of a prompt its gist keeps; knows the engine's seam and no model.
+
+Every probe of `probes` is asked with its full prompt, without it, and over its gist at each k. Answers are greedy
+and either right or wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gistlm.engines.base import Engine, Request, Sampling
+from gistlm.errors import InputError
+from gistlm.evaluation.probes import KINDS, Probe, probe_rows
+from gistlm.evaluation.results import label
+
+if TYPE_CHECKING:
+    from gistlm.gist import Gist
+
+PER_KIND = 50
+"""Probes of each kind, unless a limit is lower."""
+BATCH = 16
+"""Probes that run together."""
+NEW_TOKENS = 24
+"""Most tokens of an answer."""
+LONG_ANSWERS = {"code-16": 32, "code-32": 56}
+"""The same for kinds that need more."""
+Z_95 = 1.959964
+"""The normal distribution's 97.5 % quantile."""
+
+
+def measure(
+    engine: Engine,
+    ks: Sequence[int],
+    seed: int = 0,
+    limit: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores of every kind under every condition: the list "retention" of `results.SCHEMA`.
+
+    ks: numbers of gist tokens. limit: most probes of each kind, where that is less than `PER_KIND`. on_progress:
+    called with the answers that are done, and with all of them. Raises `InputError` for a k that the checkpoint
+    does not have.
+    """
+    ks = sorted(set(ks))
+    if ks and ks[0] < 1:
+        raise InputError(f"k is a number of gist tokens, 1 or more; got {ks[0]}")
+    probes = probe_rows(seed, PER_KIND if limit is None else min(limit, PER_KIND))
+    labels = [label("full", None), label("none", None), *(label("gist", k) for k in ks)]
+    right: Counter[tuple[str, str]] = Counter()
+    done, total = 0, len(probes) * len(labels)
+    for kind in KINDS:
+        own = [probe for probe in probes if probe.kind == kind]
+        sampling = Sampling(LONG_ANSWERS.get(kind, NEW_TOKENS))
+        for start in range(0, len(own), BATCH):
+            batch = own[start : start + BATCH]
+            for condition, requests in zip(labels, _requests(engine, batch, ks), strict=True):
+                answers = engine.complete(requests, sampling)
+                right[kind, condition] += sum(
+                    probe.correct(answer.text) for probe, answer in zip(batch, answers, strict=True)
+                )
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, total)
+    n = len(probes) // len(KINDS)
+    return [_entry(kind, condition, n, right[kind, condition]) for kind in KINDS for condition in labels]
+
+
+def wilson(successes: float, n: int) -> list[float]:
+    """The 95 % interval of a share (Wilson 1927); with half successes it is a little wider than need be."""
+    share, spread = successes / n, Z_95**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return [max(0.0, middle - half), min(1.0, middle + half)]
+
+
+def _requests(engine: Engine, probes: Sequence[Probe], ks: Sequence[int]) -> list[list[Request]]:
+    """Full prompt, no prompt, and gists of each k, which are beginnings of the longest."""
+    made = [[Request(probe.input, prompt=probe.prompt) for probe in probes], [Request(probe.input) for probe in probes]]
+    if ks:
+        longest: list[Gist] = engine.compress([probe.prompt for probe in probes], ks[-1])  # type: ignore[assignment]
+        made += [
+            [Request(probe.input, gist.shorten(k)) for probe, gist in zip(probes, longest, strict=True)] for k in ks
+        ]
+    return made
+
+
+def _entry(kind: str, condition: str, n: int, correct: int) -> dict[str, Any]:
+    score = correct / n
+    return {
+        "kind": kind,
+        "condition": condition,
+        "n": n,
+        "correct": correct,
+        "score": score,
+        "score_95": wilson(correct, n),
+    }

@@ -1,0 +1,222 @@
+"""Rows in, results out: every condition measured on every row, batch by batch; knows no terminal and no baseline.
+
+References are scored under teacher forcing. The full-prompt model's greedy answers are made once; every other
+condition is scored on them, and its own answers are compared with them and with the references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gistlm.compress import check_k
+from gistlm.engines.base import Engine, Request, Sampling
+from gistlm.errors import DataError, InputError
+from gistlm.evaluation import describe, metrics
+from gistlm.evaluation.baselines import BASELINES, Source
+from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
+from gistlm.evaluation.table import Table
+from gistlm.evaluation.words import LLMLINGUA2
+from gistlm.training.rows import Row, read_rows
+
+OnProgress = Callable[[int, int], None]
+"""Called with the units of work that are done, and with all of them."""
+
+MAX_LOGITS = 1 << 26
+"""Numbers in the largest table of log-probabilities that is kept for comparison (256 MiB)."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured, and how much of it."""
+
+    ks: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers of gist tokens."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    """Names of `baselines.BASELINES`."""
+    limit: int | None = None
+    """Use the first rows only."""
+    max_tokens: int = 1024
+    """Leave out rows with more tokens of prompt, input and output."""
+    new_tokens: int = 64
+    """Most tokens of a generated answer."""
+    generate: bool = True
+    """Whether answers are generated, by every condition."""
+    batch_size: int = 16
+    """Rows that run together."""
+    seed: int = 0
+    """Of the bootstrap and of the untrained gist tokens."""
+    resamples: int = 2000
+    """Of the bootstrap."""
+    classifier: str = LLMLINGUA2
+    """The token classifier of the llmlingua2 baseline."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "new_tokens", "batch_size", "resamples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.ks:
+            raise InputError("k must name at least one number of gist tokens, for example 1,4,16")
+        object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
+        object.__setattr__(self, "baselines", tuple(check_baselines(self.baselines)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on a file of rows."""
+
+    results: dict[str, Any]
+    """`results.SCHEMA` without "format", "version" and "run"."""
+    rows: list[Row] = field(repr=False)
+    """The rows that were measured, in the file's order."""
+    answers: dict[str, list[str]] = field(repr=False)
+    """Generated answers to those rows by condition's label; empty without generation."""
+
+
+def evaluate(engine: Engine, data: str, config: EvalConfig, on_progress: OnProgress | None = None) -> Evaluation:
+    """Measure every condition on a file of rows.
+
+    Raises `DataError` for rows that cannot be used, `InputError` for an impossible k, and
+    `MissingDependencyError` where answers are generated and rouge-score is missing.
+    """
+    checkpoint = engine.checkpoint
+    for k in config.ks:
+        check_k(k, checkpoint.max_k)
+    if config.generate:
+        metrics.rouge_scorer()
+    read = read_rows(data, limit=config.limit)
+    rows = [row for row in read if _fits(engine, row, config)]
+    if not rows:
+        raise DataError(f"none of the {len(read)} rows of {data} has at most {config.max_tokens} tokens; raise it")
+    source = Source(checkpoint, [row.prompt for row in rows], config.classifier, config.seed)
+    conditions = Conditions(engine, config.ks, config.baselines, source)
+    table = measure(engine, rows, conditions, config, on_progress)
+    model = describe.model(checkpoint)
+    lengths = int(table.output_tokens.sum()), int(table.answer_tokens.sum())
+    results = {
+        "model": model,
+        "data": describe.data(data, rows, len(read) - len(rows), *lengths),
+        "settings": describe.settings(config),
+        "skipped": conditions.skipped,
+        "conditions": table.conditions(conditions.all, model, config.seed, config.resamples),
+        "rows": table.rows_as_values(),
+        "examples": table.examples(),
+    }
+    return Evaluation(results, rows, table.answers)
+
+
+def measure(
+    engine: Engine, rows: Sequence[Row], conditions: Conditions, config: EvalConfig, on_progress: OnProgress | None
+) -> Table:
+    """Every condition on every row, in batches of rows of like length."""
+    prompts = engine.checkpoint.prompts
+    table = Table(rows, prompts, [condition.label for condition in conditions.all], config.generate)
+    by_length = sorted(range(len(rows)), key=table.length)
+    step = _Steps(len(rows) * len(conditions.all) * (3 if config.generate else 1), on_progress)
+    for start in range(0, len(rows), config.batch_size):
+        places = by_length[start : start + config.batch_size]
+        batch = [rows[place] for place in places]
+        requests = conditions.requests([row.prompt for row in batch], [row.input for row in batch])
+        for condition, asked in requests.items():
+            table.held[condition.label][places] = [request.gist.k if request.gist else 0 for request in asked]
+        outputs = [row.output for row in batch]
+        for condition, row, sums in _score(engine, requests, outputs, [*map(prompts.output_ids, outputs)], step):
+            table.add(condition.label, places[row], sums)
+        if config.generate:
+            _generate(engine, requests, places, table, config, step)
+    table.compare_answers()
+    return table
+
+
+def _generate(
+    engine: Engine,
+    requests: dict[Condition, list[Request]],
+    places: Sequence[int],
+    table: Table,
+    config: EvalConfig,
+    step: _Steps,
+) -> None:
+    """Answers under every condition, and every condition's scores on the full-prompt model's answers."""
+    answers, targets = list[str](), list[list[int]]()
+    for condition, asked in requests.items():
+        completions = engine.complete(asked, Sampling(config.new_tokens))
+        for place, completion in zip(places, completions, strict=True):
+            table.answers[condition.label][place] = completion.text
+            if condition == FULL:
+                cut = completion.finish_reason == "length"
+                answers.append(completion.text.rstrip("\ufffd") if cut else completion.text)  # half a character
+                ids = engine.checkpoint.prompts.output_ids(answers[-1])
+                end = len(engine.checkpoint.prompts.output_end_ids)
+                targets.append(ids[: len(ids) - end] if cut else ids)  # an answer that was cut has not ended
+                table.answer_tokens[place] = len(targets[-1])
+        step(len(asked))
+    for condition, row, sums in _score(engine, requests, answers, targets, step):
+        table.add(condition.label, places[row], {f"answer_{name}": sums[name] for name in ("kl", "agreement")})
+
+
+def _score(
+    engine: Engine,
+    requests: dict[Condition, list[Request]],
+    outputs: Sequence[str],
+    targets: Sequence[list[int]],
+    step: _Steps,
+) -> Iterator[tuple[Condition, int, dict[str, float]]]:
+    """(condition, row, sums over the row's targets) under teacher forcing; a few rows' distributions at a time."""
+    checkpoint = engine.checkpoint
+    most = MAX_LOGITS // int(checkpoint.reader.config.get_text_config(decoder=True).vocab_size)
+    for some in _chunks([len(ids) + 1 for ids in targets], most):
+        ids = [torch.tensor(targets[row], dtype=torch.long, device=checkpoint.reader.device) for row in some]
+        texts = [outputs[row] for row in some]
+        full = list(_distributions(engine, [requests[FULL][row] for row in some], texts, ids))
+        for condition, asked in requests.items():
+            mine = full if condition == FULL else _distributions(engine, [asked[row] for row in some], texts, ids)
+            for row, teacher, student, wanted in zip(some, full, mine, ids, strict=True):
+                yield condition, row, metrics.token_sums(teacher, student, wanted)
+            step(len(some))
+
+
+def _distributions(
+    engine: Engine, requests: Sequence[Request], outputs: Sequence[str], targets: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """Log-probabilities [tokens, vocabulary] at each row's targets [tokens], which begin its output."""
+    for logits, wanted in zip(engine.logits(requests, outputs), targets, strict=True):
+        yield metrics.log_probabilities(logits[: len(wanted)])
+
+
+def _chunks(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Rows in turn, as many together as have at most ``most`` tokens when padded; at least one."""
+    chunk: list[int] = []
+    for row in range(len(lengths)):
+        if chunk and max(lengths[other] for other in (*chunk, row)) * (len(chunk) + 1) > most:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
+class _Steps:
+    """Counts work for a progress callback."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self.done, self.total, self.on_progress = 0, total, on_progress
+        self(0)
+
+    def __call__(self, units: int) -> None:
+        self.done += units
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total)
+
+
+def _fits(engine: Engine, row: Row, config: EvalConfig) -> bool:
+    """Whether a row is short enough for the options and, with its answer and the longest gist, for the model."""
+    checkpoint = engine.checkpoint
+    prompt, output = len(checkpoint.prompts.prompt_ids(row.prompt)), len(checkpoint.prompts.output_ids(row.output))
+    rest = len(checkpoint.prompts.rest_ids(row.input))
+    longest = max(output, config.new_tokens + 1 if config.generate else 0)
+    room = checkpoint.architecture.context - checkpoint.opening_tokens - max(config.ks) - 1
+    return prompt + rest + output <= config.max_tokens and prompt + rest + longest <= room
