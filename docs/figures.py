@@ -37,13 +37,14 @@ def main() -> None:
 
 def quality() -> str:
     """Gap closed by gists, and by the best baseline of the same bytes."""
-    found = read("eval-alpaca-unseen")
+    found, answers = read("eval-alpaca-unseen"), read("eval-alpaca-unseen-answers")
+    own = {condition["k"]: condition for condition in answers["conditions"] if condition["name"] == "gist"}
     rows = []
     for k in found["settings"]["k"]:
         same = [condition for condition in found["conditions"] if condition["k"] == k]
         gist = next(condition for condition in same if condition["name"] == "gist")
         rival = max((c for c in same if c["name"] != "gist"), key=lambda c: c["metrics"]["kl"]["gap_closed"])
-        cells = [gap(gist, metric) for metric in ("nll", "kl", "answer_kl")]
+        cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[k], "answer_kl")]
         rows.append([f"{k} gist token{'s' * (k > 1)}", f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
     head = [
         "",
@@ -53,7 +54,7 @@ def quality() -> str:
         "the same, on its own answers",
         "best baseline of equal bytes (divergence, references)",
     ]
-    return table(head, rows) + f"\n\n{data_line(found)}"
+    return f"{table(head, rows)}\n\nOn references: {data_line(found)} On answers: {data_line(answers)}"
 
 
 def retention() -> str:

@@ -49,7 +49,7 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 
 {table}
 
-`{command}`, {date}, {machine}.
+`{command}`; the last column: {answer_rows} rows, `{answers_command}`; the probe: `{probe_command}`; {date}, {machine}.
 {retention}
 ## Where it fails
 
@@ -77,17 +77,25 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
+    parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
+    parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
     options = parser.parse_args()
     options.checkpoint.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(options.run / name, options.checkpoint / name)
     training = json.loads((options.run / "training.json").read_text())
-    text = card(options.recipe, training, read_results(options.evaluation))
+    found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
+    text = card(options.recipe, training, found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
-def card(recipe: Path, training: dict[str, Any], found: dict[str, Any]) -> str:
+def card(
+    recipe: Path, training: dict[str, Any], found: dict[str, Any], answers: dict[str, Any], probe: dict[str, Any]
+) -> str:
     """The model card's text."""
+    own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
+    for condition in found["conditions"]:
+        condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
     config, machine, run = training["config"], found["run"]["machine"], found["run"]
     return CARD.format(
         name=config["name"],
@@ -113,7 +121,10 @@ def card(recipe: Path, training: dict[str, Any], found: dict[str, Any]) -> str:
         command=run["command"],
         date=run["date"],
         machine=f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}",
-        retention=retention_table(found["retention"] or []),
+        answer_rows=answers["data"]["rows"],
+        answers_command=answers["run"]["command"],
+        probe_command=probe["run"]["command"],
+        retention=retention_table(probe["retention"]),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
     )
 
@@ -144,9 +155,7 @@ def cell(metric: dict[str, Any] | None, title: str) -> str:
 
 
 def retention_table(found: list[dict[str, Any]]) -> str:
-    """Kinds of content by condition; nothing when the probe was not run."""
-    if not found:
-        return ""
+    """Kinds of content by condition."""
     kinds, conditions = (list(dict.fromkeys(entry[key] for entry in found)) for key in ("kind", "condition"))
     score = {(entry["kind"], entry["condition"]): entry for entry in found}
     lines = [
