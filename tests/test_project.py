@@ -29,7 +29,7 @@ def locked_versions() -> dict[str, str]:
 
 
 def test_the_extras_that_the_docs_name_exist() -> None:
-    assert {"smollm2", "data", "bench", "test", "dev"} <= set(EXTRAS)
+    assert {"smollm2", "data", "bench", "eval", "judge", "test", "dev"} <= set(EXTRAS)
 
 
 def test_the_lock_pins_torch_and_transformers() -> None:

@@ -10,6 +10,7 @@ GistlmError
 ├── GistMismatchError       a gist and the model that should read it do not fit
 ├── StoreError              a gist store cannot be read or written
 ├── DataError               a data file or row cannot be used for training
+├── JudgeError              a judging model cannot be reached, or refuses to answer
 └── MissingDependencyError  an optional package is not installed
 
 A message says what was given, what is allowed, and what to do next.
@@ -64,6 +65,10 @@ class StoreError(GistlmError):
 
 class DataError(GistlmError):
     """A data file or row cannot be used."""
+
+
+class JudgeError(GistlmError):
+    """A judging model cannot be reached, or refuses to answer."""
 
 
 class MissingDependencyError(GistlmError, ImportError):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from gistlm.errors import GistlmError, InputError, MissingDependencyError
+from gistlm.errors import GistlmError, InputError, JudgeError, MissingDependencyError
 from gistlm.evaluation.retention import wilson
 
 TIMEOUT = 60.0
@@ -42,10 +42,6 @@ TEMPLATE = (
 
 Ask = Callable[[str], str]
 """From a question to the judge's reply."""
-
-
-class JudgeError(GistlmError):
-    """The judge cannot be reached, or refuses to answer."""
 
 
 @dataclass(frozen=True)
