@@ -57,7 +57,8 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 """
 
 LIMITS = """Names, numbers, codes and other details that must survive to the letter are lost first: see the probe above.
-Prompts that are long passages keep less than instructions do. It was trained on English prompts of up to
+Prompts that are long passages keep less than instructions do. A prompt that has hardly more tokens than the gist is
+better kept as its own keys and values: see the baselines at the largest k. It was trained on English prompts of up to
 {max_tokens} tokens, and it inherits all limits of its small base model. Measure it on your own prompts with
 `gistlm eval` and `gistlm generate --compare`."""
 

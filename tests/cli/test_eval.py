@@ -181,3 +181,10 @@ def test_a_judge_that_goes_away_later_loses_nothing_that_was_measured(
     assert done.exit_code == 0 and "judge was skipped: the judge is gone" in done.stdout
     found = result_file.read_results("x.json")
     assert found["judge"] is None and found["data"]["rows"] == 4
+
+
+def test_the_rows_texts_can_be_left_out_of_the_results(real: Run, checkpoint: Path, rows: Path) -> None:
+    done = real("eval", "--data", rows, "--model", checkpoint, *FAST, "--no-examples", "--json", "x.json")
+    assert done.exit_code == 0, done.stderr
+    found = result_file.read_results("x.json")
+    assert found["examples"] == [] and found["rows"]

@@ -68,6 +68,9 @@ def eval(
         int | None, typer.Option("--threads", help="CPU threads; torch's own number by default.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and of whatever is drawn.")] = 0,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Keep the first rows' texts and answers in the results.")
+    ] = True,
     probe: Annotated[
         bool | None, typer.Option("--probe/--no-probe", help="Probe what is retained; on only without --data.")
     ] = None,
@@ -109,6 +112,8 @@ def eval(
     judging = Judging(judge, judge_model, judge_key_env) if judge and judge_model else None
     results = _measure(loaded, data, config, data is None if probe is None else probe, judging)
     loaded.close()
+    if not examples:
+        results["examples"] = []
     _finish(results, json, time.perf_counter() - begin)
 
 
