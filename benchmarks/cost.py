@@ -171,11 +171,13 @@ def measure_cell(
 
 
 def measure_compression(model: FullLengthModel, settings: Settings, workload: Workload) -> Record:
-    """`compress` from text to gists, against one plain forward pass over the same token ids."""
+    """`compress` from text to gists, against plain forward passes: of the same token ids, and of as many tokens."""
     ids = torch.tensor([model.checkpoint.prompts.prompt_ids(text) for text in workload.prompts], device=model.device)
+    as_many = torch.cat([ids, ids[:, : settings.k]], dim=1)
     seconds = interleaved(
         {
             "prefill": lambda: prefill(model.checkpoint, ids),
+            "prefill_as_many": lambda: prefill(model.checkpoint, as_many),
             "compress": lambda: model.compress(workload.prompts, settings.k),
         },
         settings.repeats,
@@ -192,6 +194,7 @@ def measure_compression(model: FullLengthModel, settings: Settings, workload: Wo
         "compress_prompt_tokens_per_s": prompt_tokens / compress_s["median"],
         "prefill_tokens_per_s": prompt_tokens / median(seconds["prefill"]),
         "speed_ratio": {name: ratio * share for name, ratio in per_prompt_token.items()},
+        "speed_ratio_as_many": paired_ratio(seconds["prefill_as_many"], seconds["compress"]),
         "prompt_speed_ratio": per_prompt_token,
         "compress_peak_bytes": peak_memory(lambda: model.compress(workload.prompts, settings.k)),
         "prefill_peak_bytes": peak_memory(lambda: prefill(model.checkpoint, ids)),

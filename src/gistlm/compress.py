@@ -8,8 +8,9 @@ needs; `compress` does both in one, which is faster. Knows nothing of generation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
         else:
             encoded = encode_prompts(checkpoint, ids)
             key_values, starts = write_gists(checkpoint, encoded, k), encoded.gist_start
-    return [_gist(checkpoint, key_values, row, start, ids[row]) for row, start in enumerate(starts.tolist())]
+    rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
+    return [_gist(checkpoint, *row) for row in zip(rows, starts.tolist(), ids, strict=True)]
 
 
 def check_k(k: int, largest: int) -> None:
@@ -125,8 +127,8 @@ def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tu
     gist_parts = torch.full((len(ids), k), int(Part.GIST), device=tokens.device)
     parts = torch.cat([prompt_parts, gist_parts], dim=1)
     gist = checkpoint.gist_inputs(tokens, prompt_parts, k)
-    cache = DynamicCache()
-    with checkpoint.adapter_on_last(k):
+    cache = _CacheOfLayers(checkpoint.architecture.layers)
+    with checkpoint.adapter_on_last(k), suppress(_CacheIsFull):
         checkpoint.writer_decoder(
             inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), gist], dim=1),
             attention_mask=column_mask(parts),
@@ -136,6 +138,26 @@ def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tu
         )
     written = [(keys[:, :, -k:], values[:, :, -k:]) for keys, values in key_values_of(cache)]
     return written, starts + lengths
+
+
+class _CacheIsFull(Exception):
+    """Ends a pass."""
+
+
+class _CacheOfLayers(DynamicCache):
+    """Ends the pass once the last layer's keys and values are in: its attention and what follows serve no gist."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self._last_layer = layers - 1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self._last_layer:
+            raise _CacheIsFull
+        return updated
 
 
 def encode_opening(checkpoint: Checkpoint) -> KeyValues:
@@ -201,7 +223,8 @@ def key_values_of(cache: DynamicCache) -> KeyValues:
     return [(keys, values) for keys, values, _ in cache]
 
 
-def _gist(checkpoint: Checkpoint, key_values: KeyValues, row: int, start: int, ids: list[int]) -> Gist:
+def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int]) -> Gist:
+    """A gist from its keys and values by layer, each [kv_heads, k, head_dim], and its prompt's token ids."""
     provenance = GistInfo(
         model=checkpoint.fingerprint,
         adapter=checkpoint.adapter_fingerprint,
@@ -211,5 +234,5 @@ def _gist(checkpoint: Checkpoint, key_values: KeyValues, row: int, start: int, i
         start=start,
     )
     # .clone() detaches the row from the batch's memory: a kept gist must not keep its neighbours alive
-    keys = tuple(key[row].clone() for key, _ in key_values)
-    return Gist(keys, tuple(value[row].clone() for _, value in key_values), provenance)
+    keys = tuple(key.clone() for key, _ in layers)
+    return Gist(keys, tuple(value.clone() for _, value in layers), provenance)
