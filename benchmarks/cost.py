@@ -39,12 +39,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
 
 Record = dict[str, Any]
+SHORT_CELL = 10_000
+"""Up to so many prompt tokens compression is timed in five times the rounds: a disturbance is longer than one."""
 WIDTH = 180
 """Columns of the printed tables: Markdown must not wrap."""
 
@@ -133,7 +135,7 @@ def load(options: argparse.Namespace) -> FullLengthModel:
     dtype = DTYPES[options.dtype] if options.dtype else None
     if options.untrained is None:
         return FullLengthModel(load_checkpoint(options.model, dtype=dtype), batch_size=max(options.batches))
-    made = Checkpoint.create(options.untrained, recipe=Recipe.FROZEN, max_k=16, lora_rank=32, dtype=dtype)
+    made = Checkpoint.create(options.untrained, CheckpointOptions(Recipe.FROZEN), dtype=dtype)
     return FullLengthModel(made, batch_size=max(options.batches))
 
 
@@ -180,7 +182,7 @@ def measure_compression(model: FullLengthModel, settings: Settings, workload: Wo
             "prefill_as_many": lambda: prefill(model.checkpoint, as_many),
             "compress": lambda: model.compress(workload.prompts, settings.k),
         },
-        settings.repeats,
+        settings.repeats * (5 if ids.numel() <= SHORT_CELL else 1),
     )
     prompt_tokens, gist_tokens = ids.numel(), len(workload) * settings.k
     per_prompt_token = paired_ratio(seconds["prefill"], seconds["compress"])

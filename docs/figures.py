@@ -79,6 +79,7 @@ def cost() -> str:
             ratio(compared["answer_vs_full_prompt"]),
             ratio(compared["answer_vs_same_tokens"]),
             ratio(made["speed_ratio"]),
+            ratio(made["speed_ratio_as_many"]),
             str(compared["requests_to_pay"] or "never"),
             f"{compared['cache_bytes_saved']:,}",
         ]
@@ -91,7 +92,8 @@ def cost() -> str:
         "first token, against a kept cache",
         f"answer of {found['settings']['new_tokens']} tokens, against re-encoding",
         "the same, against plain transformers on as many tokens",
-        "compression speed, against prefill",
+        "compression, tokens a second against prefill's",
+        "the same, against prefill of prompts longer by k",
         "requests until it pays",
         "cache bytes saved a prompt",
     ]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gistlm.adapter import LoraModules
 from gistlm.base import load_base
-from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
 from gistlm.compress import encode_opening, encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
@@ -381,7 +381,7 @@ def test_without_a_gist_a_frozen_model_generates_from_the_stock_models_bits(kind
 
 def test_a_tuned_model_with_its_lora_still_apart_writes_the_gists_of_its_saved_self(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", "llama")
-    made = Checkpoint.create(str(base), recipe=Recipe.PAPER, max_k=4, lora_rank=4, device="cpu")
+    made = Checkpoint.create(str(base), CheckpointOptions(Recipe.PAPER, max_k=4, lora_rank=4), device="cpu")
     shake(made.writer)
     apart = GistModel(made).compress(["some prompt", "x"], 4)
     merged = GistModel.from_pretrained(made.save_pretrained(tmp_path / "saved"), device="cpu")
@@ -397,7 +397,7 @@ def test_frozen_training_leaves_every_byte_of_the_base_and_changes_the_adapter(t
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"base": str(base), "data": [{"path": str(tmp_path / "rows.jsonl")}], "output": str(tmp_path / "out")}
     few = {"steps": 5, "batch_size": 2, "max_k": 4, "lora_rank": 4, "validation_rows": 2, "device": "cpu"}
-    untrained = Checkpoint.create(str(base), recipe=Recipe.FROZEN, max_k=4, lora_rank=4, device="cpu")
+    untrained = Checkpoint.create(str(base), CheckpointOptions(Recipe.FROZEN, max_k=4, lora_rank=4), device="cpu")
     before = {path.name: path.read_bytes() for path in base.iterdir()}
 
     model = GistModel.from_pretrained(train(parse_config({**options, **few})), device="cpu")

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+from tiny import save_tiny
 
 from gistlm.errors import DataError
 from gistlm.training.data import normalise
@@ -143,3 +145,48 @@ def test_the_command_writes_rows_that_training_reads(texts: str, tasks: str, tmp
     assert len(read_rows(str(out))) == 20
     failed = subprocess.run([*command, "--rows", "0"], check=False, capture_output=True, text=True)
     assert failed.returncode == 1 and "whole number of at least 1" in failed.stderr
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """Two short runs of a tiny model, and the rows for both ends."""
+    rows = [{"instruction": f"rule {i}: say {i}", "input": f"ask {i}", "output": f"it is {i}"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = {"base": str(save_tiny(tmp_path / "base")), "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 2}
+    few = {"batch_size": 2, "max_k": 2, "lora_rank": 2, "validation_rows": 0, "device": "cpu"}
+    runs = [{"name": "as it is"}, {"name": "rank 4", "lora_rank": 4}]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"base": {**base, **few}, "runs": runs}))
+    return tmp_path / "plan.yaml"
+
+
+def ablate(plan: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    script, folder = str(RECIPE.with_name("ablate.py")), plan.parent
+    asked = [str(plan), "--data", str(folder / "rows.jsonl"), "--out", str(folder / "out"), "--rows", "4", "--k", "1"]
+    return subprocess.run([sys.executable, script, *asked, *options], capture_output=True, text=True, check=False)
+
+
+def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path) -> None:
+    first = ablate(plan)
+    assert first.returncode == 0, first.stderr
+    figures = json.loads((plan.parent / "out" / "ablations.json").read_text())
+    assert [(figure["name"], figure["changed"]) for figure in figures] == [
+        ("as it is", "nothing"),
+        ("rank 4", "lora_rank: 4"),
+    ]
+    assert all(figure["rows"] == 4 and figure["tokens"] > 0 for figure in figures)
+    assert first.stdout.count("\n| rank 4 | lora_rank: 4 |") == 1
+    times = {path: path.stat().st_mtime_ns for path in (plan.parent / "out").glob("*/eval.json")}
+    assert len(times) == 2
+    again = ablate(plan)
+    assert again.stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_trained(plan: Path) -> None:
+    values = yaml.safe_load(plan.read_text())
+    values["runs"][1]["lora_size"] = 3
+    plan.write_text(yaml.safe_dump(values))
+    made = ablate(plan)
+    assert made.returncode == 1
+    assert "rank 4 has no option 'lora_size'" in made.stderr and "Traceback" not in made.stderr
+    assert not (plan.parent / "out").exists()

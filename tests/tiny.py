@@ -16,9 +16,10 @@ from gistlm.base import fingerprint_weights
 from gistlm.checkpoint import (
     Checkpoint,
     CheckpointConfig,
+    CheckpointOptions,
     Recipe,
-    initial_embeddings,
 )
+from gistlm.initial import initial_embeddings
 from gistlm.prompt import PromptFormat, PromptTokenizer, chat_format
 
 CONTEXT = 512
@@ -225,7 +226,7 @@ def save_tiny_checkpoint(folder: str | Path, kind: str = "llama", recipe: Recipe
     folder = Path(folder)
     base = save_tiny(folder / "base", kind)
     made = Checkpoint.create(
-        str(base), recipe=Recipe(recipe), max_k=16, lora_rank=4 if recipe == Recipe.FROZEN else None
+        str(base), CheckpointOptions(Recipe(recipe), max_k=16, lora_rank=4 if recipe == Recipe.FROZEN else None)
     )
     if recipe == Recipe.FROZEN:
         shake(made.writer)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -80,6 +81,7 @@ class AdapterOnLast:
 
     def __init__(self, writer: nn.Module) -> None:
         self._columns = 0
+        self._last: tuple[Tensor, Tensor] | None = None
         layers: list[Any] = [module for module in writer.modules() if hasattr(module, "lora_A")]
         self._forwards = [(layer, self._forward(layer)) for layer in layers]
 
@@ -96,8 +98,15 @@ class AdapterOnLast:
         try:
             yield
         finally:
+            self._last = None
             for layer, _ in self._forwards:
                 del layer.__dict__["forward"]
+
+    def _tail(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The last columns of x [batch, tokens, channels] as [batch * columns, channels], once for all that read x."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, x[:, -self._columns :].to(dtype).flatten(0, 1)
+        return self._last[1]
 
     def _forward(self, layer: Any) -> Callable[[Tensor], Tensor]:
         base = layer.base_layer
@@ -109,10 +118,9 @@ class AdapterOnLast:
         def forward(x: Tensor) -> Tensor:
             """x: [batch, tokens, channels]"""
             result: Tensor = base(x)
-            tail = x[:, -self._columns :].flatten(0, 1)  # [batch * columns, channels]
             updated = result[:, -self._columns :]
             for down, up, scaling in terms:
-                update = tail.to(down.dtype).mm(down.t()).mm(up.t())
+                update = self._tail(x, down.dtype).mm(down.t()).mm(up.t())
                 updated.add_(update.view(updated.shape), alpha=scaling)
             return result
 

@@ -27,6 +27,7 @@ from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.files import sha256, write_atomically
+from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
@@ -70,6 +71,23 @@ class CheckpointConfig:
                 raise ModelError(
                     f"a checkpoint's {field.name!r} must be {kind.__name__}: {getattr(self, field.name)!r}"
                 )
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What an untrained checkpoint is made of."""
+
+    recipe: Recipe
+    max_k: int = 16
+    lora_rank: int | None = 32
+    """None (`paper` only) trains every weight."""
+    lora_modules: LoraModules = LoraModules.ATTENTION
+    anchored: bool = False
+    opening_visible: bool | None = None
+    """Whether the template's opening stays visible beside the gist; by default under `frozen`."""
+    initial: Initial | None = None
+    """Where gist embeddings start: `SMALL` beside anchors by default, else `SPREAD`."""
+    seed: int = 0
 
 
 class Checkpoint:
@@ -166,20 +184,21 @@ class Checkpoint:
 
     @classmethod
     def create(
-        cls, base: str, *, recipe: Recipe, max_k: int, lora_rank: int | None, device: str | None = None,
-        dtype: torch.dtype | None = None, anchored: bool = False,
-        lora_modules: LoraModules = LoraModules.ATTENTION, seed: int = 0,
-    ) -> Checkpoint:  # fmt: skip
-        """An untrained checkpoint over a stock model. lora_rank None (`paper` only) trains every weight."""
+        cls, base: str, options: CheckpointOptions, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> Checkpoint:
+        """An untrained checkpoint over a stock model."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
-        config = CheckpointConfig(base, recipe, fingerprint, Path(base).stem, anchored)
-        embeddings = initial_embeddings(reader, max_k, seed, anchored)
-        prompt_format = replace(default_format(tokenizer), opening_visible=recipe == Recipe.FROZEN)
-        prompts = PromptTokenizer(tokenizer, prompt_format)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            share = recipe == Recipe.FROZEN
-            writer = add_lora(reader, lora_rank, share=share, modules=lora_modules) if lora_rank else reader
+        config = CheckpointConfig(base, options.recipe, fingerprint, Path(base).stem, options.anchored)
+        initial = options.initial or (Initial.SMALL if options.anchored else Initial.SPREAD)
+        embeddings = initial_embeddings(reader, options.max_k, options.seed, initial)
+        frozen = options.recipe == Recipe.FROZEN
+        visible = frozen if options.opening_visible is None else options.opening_visible
+        prompts = PromptTokenizer(tokenizer, replace(default_format(tokenizer), opening_visible=visible))
+        writer: Any = reader
+        if options.lora_rank:
+            with torch.random.fork_rng():
+                torch.manual_seed(options.seed)
+                writer = add_lora(reader, options.lora_rank, share=frozen, modules=options.lora_modules)
         return cls(config, reader, writer, embeddings, prompts)
 
     @classmethod
@@ -238,21 +257,6 @@ class Checkpoint:
         if card is not None:
             write_atomically(folder / "README.md", card.encode())
         return folder
-
-
-def initial_embeddings(reader: PreTrainedModel, k: int, seed: int, anchored: bool = False) -> Tensor:
-    """[k, hidden]: drawn with the mean and spread of the vocabulary's embeddings, or small beside an anchor's."""
-    weight = embedding_weight(reader).float()
-    noise = torch.randn(k, weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight.device)
-    embeddings = noise * weight.std(0) * 0.1 if anchored else weight.mean(0) + noise * weight.std(0)
-    return embeddings.to(reader.dtype)
-
-
-def embedding_weight(reader: PreTrainedModel) -> Tensor:
-    """[vocabulary, hidden]: the input embeddings."""
-    weight = reader.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
 
 
 def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:

@@ -54,7 +54,7 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
             raise PromptTooLongError(len(row), limit)
     if not ids:
         return []
-    with torch.no_grad():
+    with torch.inference_mode():
         if checkpoint.adapts_columns:
             key_values, starts = one_pass(checkpoint, ids, k)
         else:
@@ -233,6 +233,7 @@ def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int])
         prompt_tokens=len(ids),
         start=start,
     )
-    # .clone() detaches the row from the batch's memory: a kept gist must not keep its neighbours alive
+    # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
+    # from inference mode, so that a gist can be trained on
     keys = tuple(key.clone() for key, _ in layers)
     return Gist(keys, tuple(value.clone() for _, value in layers), provenance)

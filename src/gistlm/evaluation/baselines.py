@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint, initial_embeddings
+from gistlm.checkpoint import Checkpoint
 from gistlm.compress import KeyValues, column_mask, compress, key_values_of, left_pad, left_positions
 from gistlm.evaluation import words
 from gistlm.evaluation.rotary import frequencies, rotate
 from gistlm.files import sha256
 from gistlm.gist import Gist, GistInfo
+from gistlm.initial import initial_embeddings
 from gistlm.mask import Part
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint, embedding_weight
+from gistlm.checkpoint import Checkpoint
 from gistlm.compress import key_values_of
 from gistlm.errors import UnsupportedModelError
+from gistlm.initial import embedding_weight
 
 _TOKENS, _SHIFT = 8, 11
 _TOLERANCE = 1e-3

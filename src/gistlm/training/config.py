@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from gistlm.adapter import LoraModules
-from gistlm.checkpoint import Recipe
+from gistlm.checkpoint import CheckpointOptions, Recipe
 from gistlm.errors import DataError, InputError
+from gistlm.initial import Initial
 from gistlm.mask import Condition
 from gistlm.training.data import DataSource
+from gistlm.training.objectives import Weights
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class TrainConfig:
     """Train with this many gist tokens only, as the paper does."""
     anchored: bool | None = None
     """Start each gist token from one of the prompt's rarest tokens; by default `frozen` does, `paper` does not."""
+    opening_visible: bool | None = None
+    """Leave the template's constant opening visible beside the gist; by default `frozen` does, `paper` does not."""
+    initial: Initial | None = None
+    """Start of the gist embeddings: spread, mean, words or small; by default small beside anchors, else spread."""
     start: str | None = None
     """A checkpoint of the same make whose adapter and gist embeddings training goes on from; untrained ones if null."""
     lora_rank: int | None = 32
@@ -67,8 +73,12 @@ class TrainConfig:
     """Share of the steps."""
     input_weight: float = 0.0
     """frozen only: weight of an input token's KL beside an output token's 1."""
+    distillation_weight: float = 1.0
+    """frozen only: weight of the KL to the full-prompt model."""
     cross_entropy_weight: float = 0.0
     """frozen only: weight of the outputs' cross-entropy added to the KL."""
+    reconstruction_weight: float = 0.0
+    """frozen only: weight of the cross-entropy of the prompt's first 64 tokens, read out of the gist."""
     validation_rows: int = 64
     """Rows held out by prompt, measured at every save."""
     save_every: int = 50
@@ -110,6 +120,32 @@ class TrainConfig:
         return self.recipe == Recipe.FROZEN if self.anchored is None else self.anchored
 
     @property
+    def sees_opening(self) -> bool:
+        """`opening_visible`, or what the recipe does by default."""
+        return self.recipe == Recipe.FROZEN if self.opening_visible is None else self.opening_visible
+
+    @property
+    def checkpoint_options(self) -> CheckpointOptions:
+        """Of the untrained checkpoint."""
+        return CheckpointOptions(
+            recipe=self.recipe,
+            max_k=self.max_k,
+            lora_rank=self.lora_rank,
+            lora_modules=self.lora_modules,
+            anchored=self.has_anchors,
+            opening_visible=self.sees_opening,
+            initial=self.initial,
+            seed=self.seed,
+        )
+
+    @property
+    def weights(self) -> Weights:
+        """Of the frozen recipe's loss."""
+        return Weights(
+            self.distillation_weight, self.input_weight, self.cross_entropy_weight, self.reconstruction_weight
+        )
+
+    @property
     def last_step(self) -> int:
         """The step after which the run ends."""
         return self.stop_after or self.steps
@@ -121,6 +157,7 @@ class TrainConfig:
             "recipe": self.recipe.value,
             "condition": self.condition.value,
             "lora_modules": self.lora_modules.value,
+            "initial": self.initial and self.initial.value,
         }
 
 
@@ -155,13 +192,22 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
                 "recipe": Recipe(values.get("recipe", Recipe.FROZEN)),
                 "condition": Condition(values.get("condition", Condition.GIST)),
                 "lora_modules": LoraModules(values.get("lora_modules", LoraModules.ATTENTION)),
+                "initial": None if values.get("initial") is None else Initial(values["initial"]),
             }
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: {error}") from error
 
 
-_NUMBERS = ("learning_rate", "gist_learning_rate", "warmup", "input_weight", "cross_entropy_weight")
+_NUMBERS = (
+    "learning_rate",
+    "gist_learning_rate",
+    "warmup",
+    "distillation_weight",
+    "input_weight",
+    "cross_entropy_weight",
+    "reconstruction_weight",
+)
 
 
 def _check_keys(values: dict[str, Any], kind: Any, name: str) -> None:

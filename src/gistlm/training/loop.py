@@ -64,8 +64,7 @@ class Objective(nn.Module):
         options = self.options
         if options.recipe == Recipe.PAPER:
             return {"loss": paper_loss(self.checkpoint, batch, options.condition)}
-        weights = options.input_weight, options.cross_entropy_weight
-        return {"loss": frozen_loss(self.checkpoint, batch, self.opening, *weights)}
+        return {"loss": frozen_loss(self.checkpoint, batch, self.opening, options.weights)}
 
 
 class GistTrainer(Trainer):
@@ -163,10 +162,7 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
     """The checkpoint to train, with everything that the recipe trains in float32 and switched on."""
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     if config.start is None:
-        made = Checkpoint.create(
-            config.base, recipe=config.recipe, max_k=config.max_k, lora_rank=config.lora_rank, device=config.device,
-            dtype=dtype, anchored=config.has_anchors, lora_modules=config.lora_modules, seed=config.seed,
-        )  # fmt: skip
+        made = Checkpoint.create(config.base, config.checkpoint_options, config.device, dtype)
     else:
         made = _start_from(config, load_checkpoint(config.start, config.base, config.device, dtype))
     made.config = replace(made.config, name=config.name or made.config.name)
@@ -195,6 +191,7 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     wanted = {
         "recipe": (config.recipe, found.config.recipe),
         "anchored": (config.has_anchors, found.config.anchored),
+        "opening_visible": (config.sees_opening, found.prompts.format.opening_visible),
         "max_k": (config.max_k, found.max_k),
         "lora_rank": (config.lora_rank, next(iter(ranks.values()), None)),
         "lora_modules": (config.lora_modules, LoraModules.ALL if beyond_attention else LoraModules.ATTENTION),

@@ -10,7 +10,7 @@ A batch is left-padded on both sides of the gist, so outputs end at the last col
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed
@@ -24,6 +24,7 @@ from gistlm.compress import (
     KeyValues,
     join_key_values,
     key_values_of,
+    left_pad,
     left_positions,
     prompt_starts,
     repeat_key_values,
@@ -74,21 +75,63 @@ def paper_loss(checkpoint: Checkpoint, batch: Batch, condition: Condition) -> Te
     return weighted_mean(cross_entropy(logits, targets, weights), weights)
 
 
-def frozen_loss(
-    checkpoint: Checkpoint, batch: Batch, opening: KeyValues, input_weight: float, ce_weight: float
-) -> Tensor:
-    """KL of the gist's student to the full-prompt teacher, plus ``ce_weight`` times the outputs' cross-entropy."""
-    targets, weights = batch.targets(input_weight)
+@dataclass(frozen=True)
+class Weights:
+    """What the frozen recipe's loss is the sum of."""
+
+    distillation: float = 1.0
+    """Of the KL to the full-prompt model."""
+    input: float = 0.0
+    """Of an input token's KL beside an output token's 1."""
+    cross_entropy: float = 0.0
+    """Of the outputs' cross-entropy."""
+    reconstruction: float = 0.0
+    """Of the cross-entropy of the prompt itself, read out of the gist."""
+
+
+def frozen_loss(checkpoint: Checkpoint, batch: Batch, opening: KeyValues, share: Weights) -> Tensor:
+    """KL of the gist's student to the full-prompt teacher, and what else ``share`` asks for."""
+    targets, weights = batch.targets(share.input)
     last = targets.shape[1]
     with torch.no_grad():
         teacher, encoded = full_prompt_logits(checkpoint, batch, last)
     gist = write_gists(checkpoint, encoded, int(batch.k.max()))
     student = rest_logits(checkpoint, batch, opening, gist, Condition.GIST, last)
-    loss = weighted_mean(divergence(teacher, student, weights), weights)
-    if not ce_weight:
-        return loss
-    outputs = (weights >= 1).float()
-    return loss + ce_weight * weighted_mean(cross_entropy(student, targets, outputs), outputs)
+    loss = torch.zeros((), device=student.device)
+    if share.distillation:
+        loss = share.distillation * weighted_mean(divergence(teacher, student, weights), weights)
+    if share.cross_entropy:
+        outputs = (weights >= 1).float()
+        loss = loss + share.cross_entropy * weighted_mean(cross_entropy(student, targets, outputs), outputs)
+    if share.reconstruction:
+        repeated = repeat_prompts(checkpoint, batch)
+        targets, weights = repeated.targets(0.0)
+        logits = rest_logits(checkpoint, repeated, opening, gist, Condition.GIST, targets.shape[1])
+        loss = loss + share.reconstruction * weighted_mean(cross_entropy(logits, targets, weights), weights)
+    return loss
+
+
+REPEAT = "Repeat the instructions above word for word."
+"""The input behind which a prompt is reconstructed."""
+_MOST_REPEATED = 64
+"""Tokens of a prompt that are reconstructed."""
+
+
+def repeat_prompts(checkpoint: Checkpoint, batch: Batch) -> Batch:
+    """The batch with other rests: the request to repeat the prompt, and its first tokens as the output.
+
+    (An autoencoding loss, as Ge et al. 2023, "In-context Autoencoder", pretrain with.)
+    """
+    prompts = checkpoint.prompts
+    request, opening = prompts.rest_ids(REPEAT), len(prompts.opening_ids)
+    own = [
+        tokens[parts != Part.PAD][opening:][:_MOST_REPEATED].tolist()
+        for tokens, parts in zip(batch.prompts, batch.prompt_parts, strict=True)
+    ]
+    outputs = [ids + prompts.output_end_ids if len(ids) < _MOST_REPEATED else ids for ids in own]
+    rests, parts = left_pad([request + ids for ids in outputs], Part.REST, batch.rests.device)
+    lengths = torch.tensor([len(ids) for ids in outputs], device=rests.device)
+    return replace(batch, rests=rests, rest_parts=parts, output_lengths=lengths)
 
 
 def full_prompt_logits(checkpoint: Checkpoint, batch: Batch, last: int) -> tuple[Tensor, Encoded]:

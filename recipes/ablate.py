@@ -1,0 +1,136 @@
+"""Runs one training recipe many times, each with one thing changed, and measures every run on the same rows.
+
+Run: python recipes/ablate.py recipes/ablations.yaml --data ROWS.jsonl --out runs/ablations [--only NAME ...]
+
+The YAML has `base`, options of a training recipe, and `runs`: a list of mappings with a `name` and the options that
+differ. A run that is done is not repeated, one that was killed goes on. The table is written to OUT/ablations.md and
+its figures to OUT/ablations.json. Knows nothing of losses or metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from gistlm.errors import DataError, GistlmError
+from gistlm.files import write_atomically
+from gistlm.training.config import parse_config
+
+Record = dict[str, Any]
+
+
+def main() -> None:
+    """Train and measure what is missing, then write the table."""
+    options = parse()
+    try:
+        base, runs = read_plan(options.plan)
+        console = Console(stderr=True)
+        figures = []
+        for run in runs:
+            if not options.only or run["name"] in options.only:
+                console.rule(run["name"])
+                figures.append(one_run({**base, **run}, options) | {"changed": changed(run)})
+    except GistlmError as error:
+        sys.exit(f"ablate.py: {error}")
+    write_atomically(options.out / "ablations.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomically(options.out / "ablations.md", table(figures).encode())
+    print(table(figures))
+
+
+def read_plan(path: Path) -> tuple[Record, list[Record]]:
+    """The options that all runs share, and each run's own. Raises `DataError` before anything is trained."""
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        base, runs = plan["base"], plan["runs"]
+        names = [run["name"] for run in runs]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError(f"{path} must have `base` and `runs`, each run with a `name`: {error}") from error
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} has two runs of one name: {', '.join(names)}")
+    for run in runs:
+        parse_config({**base, **run, "output": "-"}, f"{path}, {run['name']}")
+    return base, runs
+
+
+def one_run(recipe: Record, options: argparse.Namespace) -> Record:
+    """Train a recipe and measure its checkpoint, unless that is done."""
+    folder = options.out / re.sub(r"\W+", "-", recipe["name"]).strip("-")
+    checkpoint, result = folder / "checkpoint", folder / "eval.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {**recipe, "output": str(checkpoint), "threads": options.threads}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    if not (checkpoint / "training.json").exists():
+        gistlm("train", folder / "recipe.yaml")
+    if not result.exists():
+        measured = ["--data", options.data, "--model", checkpoint, "--k", options.k, "--limit", options.rows]
+        rest = ["--no-generate", "--baselines", "none", "--no-examples", "--threads", options.threads, "--json", result]
+        gistlm("eval", *measured, *rest)
+    training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
+    found = json.loads(result.read_text(encoding="utf-8"))
+    losses = training["losses"]
+    return {
+        "name": recipe["name"],
+        "tokens": training["tokens"],
+        "last_losses": sum(losses[-10:]) / len(losses[-10:]),
+        "conditions": [{key: row[key] for key in ("name", "k", "metrics")} for row in found["conditions"]],
+        "rows": found["data"]["rows"],
+        "run": found["run"],
+    }
+
+
+def gistlm(*words: object) -> None:
+    """One command of the package, in a process of its own. Raises `DataError` when it fails."""
+    command = [sys.executable, "-m", "gistlm", *map(str, words)]
+    if subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False).returncode:
+        raise DataError(f"this command failed: {' '.join(command[1:])}")
+
+
+def changed(run: Record) -> str:
+    """What a run has of its own."""
+    return ", ".join(f"{name}: {value}" for name, value in run.items() if name != "name") or "nothing"
+
+
+def table(figures: list[Record]) -> str:
+    """Markdown: a row a run, and for each k the likelihood of the references and the gap closed."""
+    ks = [row["k"] for row in figures[0]["conditions"] if row["name"] == "gist"]
+    head = ["run", "changed", "tokens", "NLL, full / none", *(f"k={k}: NLL; gap closed, NLL / KL" for k in ks)]
+    rows = []
+    for figure in figures:
+        controls = {row["name"]: row["metrics"]["nll"]["value"] for row in figure["conditions"]}
+        nlls = f"{controls['full']:.3f} / {controls['none']:.3f}"
+        gists = [cell(row["metrics"]) for row in figure["conditions"] if row["name"] == "gist"]
+        rows.append([figure["name"], figure["changed"], f"{figure['tokens']:,}", nlls, *gists])
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(metrics: Record) -> str:
+    """One gist's figures."""
+    shares = " / ".join(f"{metrics[name]['gap_closed']:.0%}" for name in ("nll", "kl"))
+    return f"{metrics['nll']['value']:.3f}; {shares}"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="YAML with `base` and `runs`")
+    parser.add_argument("--data", type=Path, required=True, help="rows to measure on, which no run trains on")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="a folder for runs and table")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs; all by default")
+    parser.add_argument("--rows", type=int, default=96, help="rows to measure on")
+    parser.add_argument("--k", default="1,4,16", help="gist tokens to measure with")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

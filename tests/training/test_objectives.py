@@ -1,0 +1,100 @@
+"""What the frozen recipe's loss is a sum of, and what a run can start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import save_tiny
+
+from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
+from gistlm.compress import encode_opening
+from gistlm.initial import Initial, embedding_weight, initial_embeddings
+from gistlm.mask import Part
+from gistlm.training.batches import collate, tokenize
+from gistlm.training.config import parse_config
+from gistlm.training.loop import create_checkpoint, train
+from gistlm.training.objectives import REPEAT, Weights, frozen_loss, repeat_prompts
+from gistlm.training.rows import Row
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("objectives") / "base", "llama"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(base: str) -> Checkpoint:
+    return Checkpoint.create(base, CheckpointOptions(Recipe.FROZEN, max_k=4, lora_rank=4), device="cpu")
+
+
+def batch_of(checkpoint: Checkpoint, prompts: list[str]) -> Any:
+    made = (Row(prompt, "what?", f"it is {place}") for place, prompt in enumerate(prompts))
+    rows = [tokenize(row, checkpoint.prompts) for row in made]
+    return collate(rows, [4] * len(rows), torch.device("cpu"))
+
+
+def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -> None:
+    batch = batch_of(checkpoint, ["it is red", "say only green and nothing else"])
+    opening = encode_opening(checkpoint)
+
+    def loss(**weights: float) -> float:
+        return float(frozen_loss(checkpoint, batch, opening, Weights(**{"distillation": 0.0, **weights})))
+
+    assert loss() == 0
+    alone = {name: loss(**{name: 1.0}) for name in ("distillation", "cross_entropy", "reconstruction")}
+    assert all(value > 0 for value in alone.values())
+    whole = loss(distillation=1.0, cross_entropy=0.5, reconstruction=0.25)
+    expected = alone["distillation"] + 0.5 * alone["cross_entropy"] + 0.25 * alone["reconstruction"]
+    assert whole == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prompt_to_reconstruct_follows_the_request_to_repeat_it(checkpoint: Checkpoint) -> None:
+    ids = checkpoint.prompts
+    prompts = ["it is red", "word " * 100]
+    batch = repeat_prompts(checkpoint, batch_of(checkpoint, prompts))
+    request = ids.rest_ids(REPEAT)
+    own = [ids.prompt_ids(prompt)[len(ids.opening_ids) :] for prompt in prompts]
+    outputs = [own[0] + ids.output_end_ids, own[1][:64]]
+    for row, output in enumerate(outputs):
+        assert batch.rests[row][batch.rest_parts[row] != Part.PAD].tolist() == request + output
+        assert int(batch.output_lengths[row]) == len(output)
+
+
+def test_reconstruction_teaches_a_gist_to_repeat_its_prompt(base: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{word} {word}", "input": "hm", "output": "hm"} for word in ("the", "and", "in", "on")] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {
+        "base": base, "data": [{"path": str(tmp_path / "rows.jsonl")}], "output": str(tmp_path / "out"), "steps": 40,
+        "batch_size": 4, "max_k": 2, "lora_rank": 4, "validation_rows": 0, "device": "cpu", "learning_rate": 1e-2,
+        "distillation_weight": 0.0, "reconstruction_weight": 1.0, "save_every": 100,
+    }  # fmt: skip
+    losses = json.loads((train(parse_config(shared)) / "training.json").read_text())["losses"]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("kind", list(Initial))
+def test_gist_embeddings_start_as_they_are_said_to(kind: Initial, checkpoint: Checkpoint) -> None:
+    weight = embedding_weight(checkpoint.reader)
+    start = initial_embeddings(checkpoint.reader, 6, seed=3, kind=kind)
+    assert start.shape == (6, weight.shape[1])
+    assert torch.equal(start, initial_embeddings(checkpoint.reader, 6, seed=3, kind=kind))
+    assert not torch.equal(start, initial_embeddings(checkpoint.reader, 6, seed=4, kind=kind))
+    is_a_word = [bool((weight == row).all(dim=1).any()) for row in start]
+    assert all(is_a_word) if kind == Initial.WORDS else not any(is_a_word)
+    spread = float((start - start.mean(0)).std() / weight.std(0).mean())
+    low, high = {"spread": (0.6, 1.5), "words": (0.6, 1.5), "small": (0.05, 0.2), "mean": (0.0, 0.02)}[kind.value]
+    assert low < spread < high
+
+
+def test_a_recipe_chooses_start_and_opening(base: str) -> None:
+    options = {"base": base, "output": "out", "data": [{"path": "rows"}], "device": "cpu", "max_k": 2, "lora_rank": 4}
+    default = create_checkpoint(parse_config(options))
+    hidden = create_checkpoint(parse_config({**options, "opening_visible": False, "initial": "words"}))
+    assert default.opening_tokens > 0 and hidden.opening_tokens == 0
+    assert not torch.equal(default.gist_embeddings, hidden.gist_embeddings)
+    shown = create_checkpoint(parse_config({**options, "recipe": "paper", "opening_visible": True}))
+    assert shown.opening_tokens == default.opening_tokens
