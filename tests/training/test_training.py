@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from gistlm import GistModel
 from gistlm.base import load_base
 from gistlm.checkpoint import ADAPTER, CONFIG, EMBEDDINGS
-from gistlm.errors import DataError, InputError
+from gistlm.errors import DataError, InputError, ModelError
 from gistlm.training.config import TrainConfig, parse_config, read_config
 from gistlm.training.loop import train
 
@@ -183,12 +183,77 @@ def test_a_killed_run_goes_on_to_the_losses_of_one_that_was_not(
     assert torch.equal(one, other)
 
 
-def test_a_save_that_was_cut_short_is_passed_over(base: str, rows: str, tmp_path: Path) -> None:
-    chosen = {**RECIPES["frozen"], "steps": 6, "save_every": 3}
+@pytest.mark.parametrize("name", ["trainer_state.json", "trainable.safetensors", "optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("share", [None, 0.0, 0.6])
+def test_a_save_that_was_cut_short_is_passed_over(
+    name: str, share: float | None, base: str, rows: str, tmp_path: Path
+) -> None:
+    chosen = {**RECIPES["frozen"], "steps": 4, "save_every": 2, "threads": 1}
     output = train(parse_config(options(base, rows, tmp_path / "out", **chosen)))
     losses = figures(output)["losses"]
-    (output / "run" / "checkpoint-6" / "trainer_state.json").unlink()
-    assert figures(train(parse_config(options(base, rows, tmp_path / "out", **chosen))))["losses"] == losses
+    cut = output / "run" / "checkpoint-4" / name
+    if share is None:
+        cut.unlink()
+    else:
+        cut.write_bytes(cut.read_bytes()[: int(share * cut.stat().st_size)])
+    steps = Steps()
+    assert figures(train(parse_config(options(base, rows, tmp_path / "out", **chosen)), [steps]))["losses"] == losses
+    assert steps.taken == [3, 4]
+
+
+def test_all_weights_of_a_bfloat16_base_are_trained_in_float32_and_saved_in_bfloat16(rows: str, tmp_path: Path) -> None:
+    base = str(save_tiny(tmp_path / "base", "llama"))
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(base)
+    kinds: set[torch.dtype] = set()
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            kinds.update(tensor.dtype for tensor in kwargs["model"].trainable().values())
+
+    small = {**RECIPES["paper with every weight"], "steps": 8, "learning_rate": 1e-5}
+    output = train(parse_config(options(base, rows, tmp_path / "out", **small)), [Look()])
+    assert kinds == {torch.float32}
+    saved, stock = (load_file(folder / "model.safetensors") for folder in (output, Path(base)))
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    assert any(not torch.equal(saved[name], stock[name]) for name in stock)
+
+
+@pytest.mark.parametrize("name", ["frozen", "paper with every weight"])
+def test_only_what_is_tuned_drops_out_and_never_when_it_is_measured(name: str, rows: str, tmp_path: Path) -> None:
+    dropout = {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5}
+    base = str(save_tiny(tmp_path / "base", "gpt2", **dropout))
+    dropping: set[bool] = set()
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model = kwargs["model"]
+            model.train()
+            dropping.update(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
+
+    small = {**RECIPES[name], "steps": 2, "save_every": 1, "learning_rate": 0.0, "gist_learning_rate": 0.0}
+    output = train(parse_config(options(base, rows, tmp_path / "out", **small)), [Look()])
+    assert dropping == {name != "frozen"}
+    first, second = (
+        {key: value for key, value in entry.items() if key != "step"} for entry in figures(output)["validation"]
+    )
+    assert first == second  # nothing was trained, so whatever differs was drawn
+
+
+def test_a_frozen_run_whose_base_changed_is_no_checkpoint(
+    base: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gistlm.training.validation.Validation.base_unchanged", lambda self: False)
+    with pytest.raises(ModelError, match="changed during a frozen run; nothing was written"):
+        train(parse_config(options(base, rows, tmp_path / "out", **RECIPES["frozen"], steps=1)))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run"]
+
+
+def test_the_figures_of_a_run_say_how_many_processes_shared_it_and_whether_the_base_is_as_it_was(
+    base: str, rows: str, tmp_path: Path
+) -> None:
+    for name, unchanged in (("frozen", True), ("paper with a LoRA", None)):
+        made = figures(train(parse_config(options(base, rows, tmp_path / name, **RECIPES[name], steps=1))))
+        assert (made["processes"], made["base_unchanged"]) == (1, unchanged)
 
 
 def test_a_folder_with_a_run_of_another_recipe_is_refused(base: str, rows: str, tmp_path: Path) -> None:
@@ -211,8 +276,25 @@ def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "steps must be 1 or more"),
-        ({"max_k": 0}, "max_k must be 1 or more"),
+        ({"steps": 0}, "steps must be a whole number of 1 or more, got 0"),
+        ({"max_k": 0}, "max_k must be a whole number of 1 or more"),
+        ({"lora_rank": 0}, "lora_rank must be a whole number of 1 or more, or null, got 0"),
+        ({"lora_rank": True}, "lora_rank must be"),
+        ({"learning_rate": -1}, "learning_rate must be a number of 0 or more"),
+        ({"learning_rate": "nan"}, "learning_rate must be a number"),
+        ({"gist_learning_rate": "inf"}, "gist_learning_rate must be a number"),
+        ({"warmup": 1.5}, "warmup must be a number from 0 to 1"),
+        ({"reconstruction_weight": -0.1}, "reconstruction_weight must be"),
+        ({"distillation_weight": 0}, "are all 0"),
+        ({"seed": -1}, "seed must be a whole number from 0 to"),
+        ({"threads": 0}, "threads must be"),
+        ({"device": 3}, "device must be a text, or null"),
+        ({"max_rest_tokens": 2.5}, "max_rest_tokens must be a whole number"),
+        ({"validation_rows": -1}, "validation_rows must be"),
+        ({"anchored": "yes"}, "anchored must be true or false, or null"),
+        ({"output": ""}, "output must be a text"),
+        ({"name": 7}, "name must be a text"),
+        ({"initial": "warm"}, "warm"),
         ({"fixed_k": 5}, "fixed_k must be from 1 to max_k=4"),
         ({"lora_rank": None}, "frozen recipe needs a lora_rank"),
         ({"condition": "positive"}, "frozen recipe needs a lora_rank and trains the condition gist only"),

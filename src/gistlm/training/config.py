@@ -15,10 +15,28 @@ import yaml
 from gistlm.adapter import LoraModules
 from gistlm.checkpoint import CheckpointOptions, Recipe
 from gistlm.errors import DataError, InputError
+from gistlm.gist import DTYPES
 from gistlm.initial import Initial
 from gistlm.mask import Condition
 from gistlm.training.data import DataSource
+from gistlm.training.limits import Allowed, check_fields
 from gistlm.training.objectives import Weights
+
+_WHOLE, _SOME = Allowed(int, 1), Allowed(int, 1, optional=True)
+_WEIGHT, _FLAG = Allowed(float, 0), Allowed(bool, optional=True)
+_ALLOWED = {
+    **dict.fromkeys(("base", "output"), Allowed(str)),
+    **dict.fromkeys(("start", "device", "dtype"), Allowed(str, optional=True)),
+    **dict.fromkeys(("max_k", "steps", "batch_size", "max_tokens", "save_every"), _WHOLE),
+    **dict.fromkeys(("fixed_k", "lora_rank", "stop_after", "max_rest_tokens", "threads"), _SOME),
+    **dict.fromkeys(("learning_rate", "gist_learning_rate"), _WEIGHT),
+    **dict.fromkeys(("distillation_weight", "input_weight", "cross_entropy_weight", "reconstruction_weight"), _WEIGHT),
+    **dict.fromkeys(("anchored", "opening_visible"), _FLAG),
+    "warmup": Allowed(float, 0, 1),
+    "validation_rows": Allowed(int, 0),
+    "seed": Allowed(int, 0, 2**32 - 1),
+}
+_NUMBERS = [name for name, allowed in _ALLOWED.items() if allowed.kind is float]
 
 
 @dataclass(frozen=True)
@@ -93,21 +111,21 @@ class TrainConfig:
     """CPU threads; all by default."""
 
     def __post_init__(self) -> None:
-        for name in ("max_k", "steps", "batch_size", "max_tokens", "save_every"):
-            if type(getattr(self, name)) is not int:
-                raise InputError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.max_rest_tokens is not None and self.max_rest_tokens < 1:
-            raise InputError(f"max_rest_tokens must be 1 or more, got {self.max_rest_tokens}")
-        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+        check_fields(self, _ALLOWED)
+        if not isinstance(self.name, str):
+            raise InputError(f"name must be a text, got {self.name!r}")
+        if self.stop_after is not None and self.stop_after > self.steps:
             raise InputError(f"stop_after must be from 1 to steps={self.steps}, got {self.stop_after}")
-        if self.fixed_k is not None and not 1 <= self.fixed_k <= self.max_k:
+        if self.fixed_k is not None and self.fixed_k > self.max_k:
             raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
             raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise InputError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
+        if self.recipe == Recipe.FROZEN and not self.weights.train_something:
+            raise InputError(
+                "the weights of the frozen recipe's loss are all 0; give one of them, such as distillation"
+            )
+        if self.dtype not in (None, *DTYPES):
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, or null, got {self.dtype!r}")
         paths = [] if self.exclude is None else self.exclude
         if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
             raise InputError(f"exclude must be a list of files or of hf:owner/name, got {self.exclude!r}")
@@ -197,17 +215,6 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: {error}") from error
-
-
-_NUMBERS = (
-    "learning_rate",
-    "gist_learning_rate",
-    "warmup",
-    "distillation_weight",
-    "input_weight",
-    "cross_entropy_weight",
-    "reconstruction_weight",
-)
 
 
 def _check_keys(values: dict[str, Any], kind: Any, name: str) -> None:

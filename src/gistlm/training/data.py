@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gistlm.errors import DataError, InputError
-from gistlm.training.rows import Row, check_count, read_rows
+from gistlm.training.limits import Allowed, check_fields
+from gistlm.training.rows import Row, read_rows
 
 MIN_PROMPT_WORDS = 3
 """A shorter prompt, such as "Translate:", may be in training and in evaluation."""
@@ -40,13 +41,14 @@ class DataSource:
     """Make a prompt from the leading part of the input where a row has none; else such rows are dropped."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not self.path.strip():
-            raise InputError(f"a data source's path is {self.path!r}; give a file, a folder or hf:owner/name")
-        check_count("a data source's limit", self.limit)
-        check_count("a data source's max_chars", self.max_chars)
-        check_count("a data source's min_output_chars", self.min_output_chars)
-        if not isinstance(self.split_long_inputs, bool):
-            raise InputError(f"split_long_inputs is {self.split_long_inputs!r}; it must be true or false")
+        check_fields(self, _ALLOWED, "a data source's ")
+
+
+_ALLOWED = {
+    "path": Allowed(str),
+    **dict.fromkeys(("limit", "max_chars", "min_output_chars"), Allowed(int, 1, optional=True)),
+    "split_long_inputs": Allowed(bool),
+}
 
 
 def load_sources(sources: Sequence[DataSource], seed: int) -> list[Row]:

@@ -11,15 +11,12 @@ import contextlib
 import ctypes
 import json
 import logging
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
@@ -27,18 +24,17 @@ from gistlm.adapter import LoraModules, adapter_weights
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.compress import encode_opening
-from gistlm.errors import DataError, InputError
+from gistlm.errors import DataError, InputError, ModelError
 from gistlm.files import write_atomically
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import hold_out, load_sources, without
 from gistlm.training.objectives import Batch, frozen_loss, paper_loss, sum_over_processes
 from gistlm.training.rows import read_rows
+from gistlm.training.saves import STATE, check_same_run, last_save, read_weights, step_of, write_weights
 from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS = "trainable.safetensors"
 
 
 class Objective(nn.Module):
@@ -51,7 +47,19 @@ class Objective(nn.Module):
         self.writer = checkpoint.writer
         self.gist_embeddings = checkpoint.gist_embeddings
         self.opening = encode_opening(checkpoint) if config.recipe == Recipe.FROZEN else []
+        self.base_dtype = checkpoint.reader.dtype
+        if config.lora_rank is None:
+            checkpoint.reader.float()  # steps are smaller than a weight's last bit in half precision
         self.tokens = 0
+
+    def train(self, mode: bool = True) -> Objective:
+        """Under `frozen` the base drops nothing out: it teaches, and answers over the gist, as it does in use."""
+        return super().train(mode and self.options.recipe == Recipe.PAPER)
+
+    def _in_base_dtype(self) -> torch.autocast:
+        """Products in bfloat16 where the base is of that dtype and its weights are trained in float32."""
+        mixed = self.base_dtype == torch.bfloat16 != self.checkpoint.reader.dtype
+        return torch.autocast(self.checkpoint.reader.device.type, torch.bfloat16, enabled=mixed)
 
     def trainable(self) -> dict[str, Tensor]:
         """What the run changes, by name."""
@@ -63,7 +71,8 @@ class Objective(nn.Module):
         self.tokens += int(sum_over_processes(torch.tensor(batch.tokens, device=batch.rests.device)))
         options = self.options
         if options.recipe == Recipe.PAPER:
-            return {"loss": paper_loss(self.checkpoint, batch, options.condition)}
+            with self._in_base_dtype():
+                return {"loss": paper_loss(self.checkpoint, batch, options.condition)}
         return {"loss": frozen_loss(self.checkpoint, batch, self.opening, options.weights)}
 
 
@@ -89,7 +98,7 @@ class GistTrainer(Trainer):
     def restore(self, save: Path) -> None:
         """Take over a save as if it had just been reached."""
         self._load_from_checkpoint(str(save))
-        self.state = TrainerState.load_from_json(str(save / "trainer_state.json"))
+        self.state = TrainerState.load_from_json(str(save / STATE))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Draws:
         examples, options = self.train_dataset, self.model.options
@@ -97,17 +106,12 @@ class GistTrainer(Trainer):
         return Draws(examples.lengths(), options.batch_size * self.args.world_size, options.steps, options.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.trainable().items()}
-        save_file(tensors, folder / WEIGHTS, {"tokens": str(self.model.tokens)})
+        write_weights(Path(output_dir or str(self.args.output_dir)), self.model.trainable(), self.model.tokens)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        saved, self.model.tokens = read_weights(Path(resume_from_checkpoint))
         for name, tensor in self.model.trainable().items():
             tensor.data.copy_(saved[name])
-        with safe_open(Path(resume_from_checkpoint) / WEIGHTS, "pt") as file:
-            self.model.tokens = int(file.metadata()["tokens"])
 
 
 def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
@@ -120,8 +124,8 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     run = output / "run"
     arguments = _arguments(config, run)
     with arguments.main_process_first(local=False):
-        _check_same_run(config, run, arguments.world_size)
-        save = _last_save(run)
+        check_same_run(config, run, arguments.world_size)
+        save = last_save(run)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -137,12 +141,12 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    if save is not None and _step_of(save) >= config.last_step:
+    if save is not None and step_of(save) >= config.last_step:
         trainer.restore(save)  # only the end was missing
     else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
     if arguments.should_save:
-        _finish(config, trainer, measure, left_out)
+        _finish(trainer, measure, left_out)
     trainer.accelerator.wait_for_everyone()
     return output
 
@@ -244,46 +248,25 @@ def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
     )
 
 
-def _check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
-    """Raise `InputError` when the folder holds a run of another recipe or number of processes; record this one's."""
-    record = run / "recipe.json"
-    values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
-    text = json.dumps(values | ({"processes": processes} if processes > 1 else {}), indent=2)
-    if not record.exists():
-        write_atomically(record, text.encode())
-    elif record.read_text(encoding="utf-8") != text:
-        raise InputError(
-            f"{run} holds a run of another recipe or number of processes; choose another output, or delete that folder"
+def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
+    """Write the checkpoint and the run's figures. Raises `ModelError` when a frozen base is not what it was."""
+    objective, config = trainer.model, trainer.model.options
+    unchanged = None if config.recipe == Recipe.PAPER else measure.base_unchanged()
+    if unchanged is False:
+        raise ModelError(
+            f"the weights of {config.base} changed during a frozen run; nothing was written to {config.output} but "
+            "the run's saves"
         )
-
-
-_MAY_CHANGE = ("threads", "device", "stop_after")
-"""Options that a resumed run may change."""
-
-
-def _last_save(run: Path) -> Path | None:
-    """The newest complete save. A save that a kill cut short lacks its last file and is removed."""
-    for save in sorted(run.glob("checkpoint-*"), key=_step_of, reverse=True):
-        if (save / "trainer_state.json").exists() and (save / WEIGHTS).exists():
-            return save
-        shutil.rmtree(save)
-    return None
-
-
-def _step_of(save: Path) -> int:
-    return int(save.name.partition("-")[2])
-
-
-def _finish(config: TrainConfig, trainer: GistTrainer, measure: Validation, left_out: int) -> None:
-    """Write the checkpoint and the run's figures."""
-    checkpoint = trainer.model.checkpoint
     figures = {
         "config": config.to_dict(),
-        "tokens": trainer.model.tokens,
+        "processes": trainer.args.world_size,
+        "tokens": objective.tokens,
         "rows_left_out": left_out,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "validation": measure.history,
-        "base_unchanged": config.recipe == Recipe.PAPER or measure.base_unchanged(),
+        "base_unchanged": unchanged,
     }
-    checkpoint.save_pretrained(config.output)
+    if config.lora_rank is None:
+        nn.Module.to(objective.checkpoint.reader, objective.base_dtype)
+    objective.checkpoint.save_pretrained(config.output)
     write_atomically(Path(config.output) / "training.json", (json.dumps(figures, indent=1) + "\n").encode())

@@ -88,6 +88,11 @@ class Weights:
     reconstruction: float = 0.0
     """Of the cross-entropy of the prompt itself, read out of the gist."""
 
+    @property
+    def train_something(self) -> bool:
+        """Whether there is a loss at all."""
+        return any((self.distillation, self.cross_entropy, self.reconstruction))
+
 
 def frozen_loss(checkpoint: Checkpoint, batch: Batch, opening: KeyValues, share: Weights) -> Tensor:
     """KL of the gist's student to the full-prompt teacher, and what else ``share`` asks for."""
@@ -160,7 +165,10 @@ def one_pass_logits(checkpoint: Checkpoint, batch: Batch, condition: Condition, 
     opening = torch.tensor(checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(rows, -1)
     gist = checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
     parts, positions = _layout(checkpoint, batch, k, condition)
-    masks = checkpoint.architecture.masks(parts, positions, parts.shape[1], checkpoint.reader.dtype, condition)
+    device = parts.device.type
+    mixed = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if mixed else checkpoint.reader.dtype
+    masks = checkpoint.architecture.masks(parts, positions, parts.shape[1], dtype, condition)
     logits: Tensor = checkpoint.reader(
         inputs_embeds=torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1),
         attention_mask=masks,

@@ -53,7 +53,10 @@ class Validation(TrainerCallback):
         if not len(self.examples):
             return
         share = self.examples.share(args.process_index, args.world_size)
+        model, training = kwargs["model"], kwargs["model"].training
+        model.eval()  # no dropout
         measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks)}
+        model.train(training)
         self.history = [entry for entry in self.history if entry["step"] < state.global_step] + [measured]
         if state.is_world_process_zero:
             write_atomically(self.path, json.dumps(self.history, indent=1).encode())

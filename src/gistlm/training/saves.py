@@ -1,0 +1,78 @@
+"""A run's saves, in `OUTPUT/run`: what a resumed run may go on from; knows nothing of losses or data.
+
+A save is a folder of Trainer's, `checkpoint-STEP`, that holds only what the run changes of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerState
+
+from gistlm.errors import InputError
+from gistlm.files import write_atomically
+from gistlm.training.config import TrainConfig
+
+WEIGHTS = "trainable.safetensors"
+STATE = "trainer_state.json"
+PARTS = ("optimizer.pt", "scheduler.pt")
+_MAY_CHANGE = ("threads", "device", "stop_after")
+"""Options that a resumed run may change."""
+
+
+def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> None:
+    """What the run changes, and how many tokens it has seen."""
+    save.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, save / WEIGHTS, {"tokens": str(tokens)})
+
+
+def read_weights(save: Path) -> tuple[dict[str, Tensor], int]:
+    """What `write_weights` wrote."""
+    with safe_open(save / WEIGHTS, "pt") as file:
+        tokens = int(file.metadata()["tokens"])
+    return load_file(save / WEIGHTS), tokens
+
+
+def last_save(run: Path) -> Path | None:
+    """The newest whole save. One that a kill cut short is removed: the run goes on from the one before."""
+    for save in sorted(run.glob("checkpoint-*"), key=step_of, reverse=True):
+        if is_whole(save):
+            return save
+        shutil.rmtree(save)
+    return None
+
+
+def is_whole(save: Path) -> bool:
+    """Whether every file of a save can be read to its end."""
+    try:
+        TrainerState.load_from_json(str(save / STATE))
+        read_weights(save)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(save / name) for name in PARTS)
+
+
+def step_of(save: Path) -> int:
+    """The step after which a save was made."""
+    return int(save.name.partition("-")[2])
+
+
+def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
+    """Raise `InputError` when the folder holds a run of another recipe or number of processes; record this one's."""
+    record = run / "recipe.json"
+    values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
+    text = json.dumps(values | ({"processes": processes} if processes > 1 else {}), indent=2)
+    if not record.exists():
+        write_atomically(record, text.encode())
+    elif record.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{run} holds a run of another recipe or number of processes; choose another output, or delete that folder"
+        )
