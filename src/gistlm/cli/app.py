@@ -19,9 +19,10 @@ from gistlm.cli.generate import generate
 from gistlm.cli.inspect import inspect
 from gistlm.cli.models import models
 from gistlm.cli.outcome import guarded
+from gistlm.cli.report import report
 from gistlm.cli.train import train
 
-COMMANDS = (compress, generate, chat, inspect, models, train, eval, convert)
+COMMANDS = (compress, generate, chat, inspect, models, train, eval, report, convert)
 
 app = typer.Typer(
     name="gistlm",
