@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from gistlm.architecture import TESTED, inspect_architecture
+from gistlm.architecture import ENCODER_DECODERS, TESTED, inspect_architecture
 from gistlm.base import load_base
 from gistlm.errors import UnsupportedModelError
 from gistlm.mask import Part
@@ -17,7 +17,8 @@ REASONS = {
     "bloom": "ALiBi biases are numbered by column",
     "mpt": "ALiBi biases are numbered by column",
     "mamba": "linear_attention layers keep a state",
-    "t5": "encoder-decoder",
+    "longt5": "only those with T5's encoder",
+    "bart": "only those with T5's encoder",
     "llama_dynamic": "dynamic rotary embedding changes with the sequence's length",
     "phi3_longrope": "longrope rotary embedding changes with the sequence's length",
     "lfm2": "conv layers keep a state",
@@ -33,6 +34,7 @@ MIXED = {"full_attention", "sliding_attention"}
 
 def test_every_architecture_in_the_table_is_covered_by_the_exactness_tests() -> None:
     assert set(TESTED) == set(tiny.TESTED)
+    assert set(ENCODER_DECODERS) == set(tiny.ENCODER_DECODERS)
 
 
 @pytest.mark.parametrize("kind", tiny.REFUSED)
@@ -44,7 +46,7 @@ def test_an_architecture_that_cannot_be_exact_is_refused_by_name_with_the_reason
     assert REASONS[kind] in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["t5", "bloom", "mamba"])
+@pytest.mark.parametrize("kind", ["bart", "bloom", "mamba"])
 def test_loading_a_refused_model_names_the_reason_and_not_a_missing_feature(kind: str, tmp_path: Path) -> None:
     folder = tiny.save_tiny(tmp_path / kind, kind)
     with pytest.raises(UnsupportedModelError, match=kind):

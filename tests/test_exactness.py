@@ -217,7 +217,7 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
 def cached_logits(model: GistModel, requests: list[Request]) -> list[Tensor]:
     """Logits [tokens - 1, vocabulary] of each request's fresh tokens, all but the last, through the cache."""
     prepared = model._prepare(requests, 0)
-    every = model.rest_logits(prepared, prepared.tokens.shape[1] - 1)
+    every = model._layout.output_logits(prepared, prepared.tokens.shape[1] - 1)
     lengths = prepared.fresh_lengths.tolist()
     return [row[len(row) - (length - 1) :] for row, length in zip(every, lengths, strict=True)]
 
@@ -339,7 +339,7 @@ def same_bits(model: GistModel, stock: Any, texts: list[str]) -> bool:
                 ),
                 position_ids=prepared.positions,
             ).logits
-        through_engine = model.rest_logits(prepared, len(ids) - 1)
+        through_engine = model._layout.output_logits(prepared, len(ids) - 1)
         if not (torch.equal(own, plain) and torch.equal(through_engine, masked[:, :-1])):
             return False
         torch.testing.assert_close(masked, plain, atol=1e-5 if model.dtype == torch.float32 else 0.1, rtol=0)

@@ -21,8 +21,10 @@ def may_see(query: Part, key: Part, condition: str, encoder: bool) -> bool:
         return False
     if query == Part.OPENING:  # the first thing in the sequence: it reads itself
         return key == Part.OPENING
-    if query == Part.PROMPT:  # ordinary text with its own copy of the opening; an encoder also lets it read the gist
-        return key == Part.PROMPT or (encoder and key == Part.GIST)
+    if (
+        query == Part.PROMPT
+    ):  # ordinary text with its own copy of the opening; an encoder also lets it read what follows
+        return key == Part.PROMPT or (encoder and key == (Part.REST if condition == "positive" else Part.GIST))
     if query == Part.GIST:  # gist tokens read the prompt
         return key in (Part.PROMPT, Part.GIST)
     if condition == "positive":  # as if there were no compression: everything but the gist

@@ -20,7 +20,7 @@ from gistlm.checkpoint import (
     Recipe,
 )
 from gistlm.initial import initial_embeddings
-from gistlm.prompt import PromptFormat, PromptTokenizer, chat_format
+from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
 CONTEXT = 512
 WINDOW = 16
@@ -102,7 +102,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "mpt": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}),
     "mamba": ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2}),
-    "t5": ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
+    "longt5": ("LongT5Config", {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
+    "bart": (
+        "BartConfig",
+        {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    ),
     "llama_dynamic": ("LlamaConfig", {**_SIZES, "rope_parameters": {**_ROPE, "rope_type": "dynamic", "factor": 2.0}}),
     "phi3_longrope": (
         "Phi3Config",
@@ -142,15 +146,36 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 """Architectures that cannot be gisted exactly."""
 
 
+_T5_SIZES: dict[str, Any] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": 40,
+    "decoder_start_token_id": 0,
+}
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5Config", _T5_SIZES),
+    "mt5": ("MT5Config", _T5_SIZES),
+    "umt5": ("UMT5Config", _T5_SIZES),
+}
+
+
 def tiny_model(kind: str, seed: int = 0, **options: Any) -> PreTrainedModel:
     """A random float32 model in eval mode; ``options`` replace fields of its config."""
-    config_class, fixed = (TESTED | PROBED | REFUSED)[kind]
+    config_class, fixed = (TESTED | PROBED | REFUSED | ENCODER_DECODERS)[kind]
     tokens = {"vocab_size": len(tiny_tokenizer()), "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2}
     config = getattr(transformers, config_class)(**{**tokens, **fixed, **options})
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(config).float().eval()
+        if kind in ENCODER_DECODERS:  # T5's own start is too tame for a wrong mask to show
+            for name, weight in model.named_parameters():
+                weight.data = torch.randn_like(weight) * (2.0 if "relative_attention_bias" in name else 0.25)
     return model
 
 
@@ -185,8 +210,8 @@ def tiny_checkpoint(
 ) -> Checkpoint:
     """A checkpoint in memory. A frozen one's LoRA is random, as after training: it changes what gist tokens do."""
     reader = tiny_model(kind)
-    chat = chat_format(tiny_tokenizer())
-    prompt_format = PromptFormat(**{**chat.to_dict(), "opening_visible": opening_visible})
+    own = default_format(tiny_tokenizer(), kind in ENCODER_DECODERS)
+    prompt_format = PromptFormat(**{**own.to_dict(), "opening_visible": opening_visible})
     frozen = recipe == Recipe.FROZEN
     writer = shake(add_lora(reader, lora_rank, share=True, modules=lora_modules)) if frozen else reader
     return Checkpoint(

@@ -33,8 +33,13 @@ def add_lora(
     """The reader with a LoRA; ``share`` leaves the reader itself untouched."""
     from peft import LoraConfig, get_peft_model
 
-    targets = "all-linear" if modules == LoraModules.ALL else _attention_layers(reader)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    targets: Any = "all-linear" if modules == LoraModules.ALL else _attention_layers(reader)
+    encodes = reader.config.is_encoder_decoder
+    if encodes and share:  # gist tokens pass the encoder alone
+        linear = [name for name, module in reader.named_modules() if isinstance(module, nn.Linear)]
+        targets = [name for name in (linear if targets == "all-linear" else targets) if name.startswith("encoder.")]
+    task = "SEQ_2_SEQ_LM" if encodes else "CAUSAL_LM"
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type=task)
     return get_peft_model(_twin(reader) if share else reader, config).eval()
 
 

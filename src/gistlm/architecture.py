@@ -30,6 +30,9 @@ TESTED: dict[str, Numbering] = {
 }
 """Architectures whose exactness is tested, by model_type; any other is probed when it is loaded."""
 
+ENCODER_DECODERS = ("t5", "mt5", "umt5")
+"""Encoder-decoder architectures whose exactness is tested; no other is taken."""
+
 _LAYERS = {"full_attention", "sliding_attention"}
 _PROBE_TOLERANCE = 1e-3
 
@@ -48,6 +51,9 @@ class Architecture:
     context: int
     """Most tokens that one sequence may have."""
     layers: int
+    """Of the decoder, or of the encoder where there is one: those that a gist has keys and values of."""
+    encodes: bool = False
+    """Whether prompts go through an encoder."""
 
     def masks(
         self, parts: Tensor, positions: Tensor, queries: int, dtype: torch.dtype, condition: Condition = Condition.GIST
@@ -70,7 +76,9 @@ class Architecture:
 
 
 def inspect_architecture(model: Any) -> Architecture:
-    """Describe a stock decoder-only model; raises `UnsupportedModelError` with the reason if it cannot be exact."""
+    """Describe a stock model; raises `UnsupportedModelError` with the reason if it cannot be exact."""
+    if model.config.is_encoder_decoder:
+        return _inspect_encoder_decoder(model.config)
     config = model.config.get_text_config(decoder=True)
     name = config.model_type
     _refuse_unless_exact(name, config, model)
@@ -85,13 +93,23 @@ def inspect_architecture(model: Any) -> Architecture:
     return found if name in TESTED else _probe(model, found)
 
 
+def _inspect_encoder_decoder(config: Any) -> Architecture:
+    """T5's numbering counts differences only, and its length has no bound but memory."""
+    if config.model_type not in ENCODER_DECODERS:
+        raise UnsupportedModelError(
+            f"the architecture {config.model_type!r} cannot be gisted exactly: of encoder-decoder models only those "
+            f"with T5's encoder, whose attention is full and knows distances alone, are handled: "
+            f"{', '.join(ENCODER_DECODERS)}"
+        )
+    full = frozenset({"full_attention"})
+    return Architecture(config.model_type, "relative", full, None, 1 << 20, config.num_layers, encodes=True)
+
+
 def _refuse_unless_exact(name: str, config: Any, model: Any) -> None:
     reason = None
     others = set(getattr(config, "layer_types", None) or []) - _LAYERS
     length_dependent = _rope_types(config) & {"dynamic", "longrope"}
-    if model.config.is_encoder_decoder:
-        reason = "it is an encoder-decoder model, and only decoder-only models can be gisted so far"
-    elif others:
+    if others:
         reason = f"its {', '.join(sorted(others))} layers keep a state that cannot be cut at the gist tokens"
     elif length_dependent:
         reason = f"its {length_dependent.pop()} rotary embedding changes with the sequence's length"

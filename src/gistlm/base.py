@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from gistlm.errors import (
     GistlmError,
@@ -25,7 +25,6 @@ from gistlm.errors import (
     MissingDependencyError,
     ModelError,
     ModelNotFoundError,
-    UnsupportedModelError,
 )
 from gistlm.files import home, sha256
 
@@ -51,12 +50,8 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
     try:
         folder = _unpacked(name) if name.startswith(PACKAGE) else name
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config.is_encoder_decoder:
-            raise UnsupportedModelError(
-                f"{name} is an encoder-decoder model ({config.model_type}); "
-                f"only decoder-only models can be gisted so far"
-            )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, dtype="auto", trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except GistlmError:
         raise

@@ -133,9 +133,18 @@ class Checkpoint:
     @property
     def writer_decoder(self) -> nn.Module:
         """The writer without its language-model head."""
-        model = self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
-        decoder: nn.Module = model.get_decoder()
+        decoder: nn.Module = self._bare_writer.get_decoder()
         return decoder
+
+    @property
+    def writer_encoder(self) -> nn.Module:
+        """The writer's encoder, of an encoder-decoder model."""
+        encoder: nn.Module = self._bare_writer.get_encoder()
+        return encoder
+
+    @property
+    def _bare_writer(self) -> Any:
+        return self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
 
     def gist_inputs(self, tokens: Tensor, parts: Tensor, k: int) -> Tensor:
         """The input embeddings of k gist tokens behind each prompt: [batch, k, hidden].
@@ -160,7 +169,8 @@ class Checkpoint:
         """Whether `adapter_on_last` is exact: where the prompt passes the bare base, in architectures whose linear
         layers are known to take [batch, tokens, channels]. A `paper` model reads the prompt with its adapter.
         """
-        frozen_and_known = self.config.recipe == Recipe.FROZEN and self.architecture.name in TESTED
+        known = self.architecture.name in TESTED or self.architecture.encodes
+        frozen_and_known = self.config.recipe == Recipe.FROZEN and known
         return frozen_and_known or not self.adapter_on_last
 
     @cached_property
@@ -193,7 +203,8 @@ class Checkpoint:
         embeddings = initial_embeddings(reader, options.max_k, options.seed, initial)
         frozen = options.recipe == Recipe.FROZEN
         visible = frozen if options.opening_visible is None else options.opening_visible
-        prompts = PromptTokenizer(tokenizer, replace(default_format(tokenizer), opening_visible=visible))
+        prompt_format = default_format(tokenizer, reader.config.is_encoder_decoder)
+        prompts = PromptTokenizer(tokenizer, replace(prompt_format, opening_visible=visible))
         writer: Any = reader
         if options.lora_rank:
             with torch.random.fork_rng():

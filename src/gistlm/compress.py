@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.encoder import encode
 from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.gist import Gist, GistInfo
@@ -54,14 +55,19 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
             raise PromptTooLongError(len(row), limit)
     if not ids:
         return []
+    states: Tensor | None = None
     with torch.inference_mode():
-        if checkpoint.adapts_columns:
+        if checkpoint.architecture.encodes:
+            key_values, states = encode_gists(checkpoint, *left_pad(ids, Part.PROMPT, checkpoint.reader.device), k)
+            starts = torch.zeros(len(ids), dtype=torch.long)
+        elif checkpoint.adapts_columns:
             key_values, starts = one_pass(checkpoint, ids, k)
         else:
             encoded = encode_prompts(checkpoint, ids)
             key_values, starts = write_gists(checkpoint, encoded, k), encoded.gist_start
     rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
-    return [_gist(checkpoint, *row) for row in zip(rows, starts.tolist(), ids, strict=True)]
+    each = [None] * len(ids) if states is None else list(states)
+    return [_gist(checkpoint, *row) for row in zip(rows, starts.tolist(), ids, each, strict=True)]
 
 
 def check_k(k: int, largest: int) -> None:
@@ -140,6 +146,31 @@ def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tu
     return written, starts + lengths
 
 
+def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int | Tensor) -> tuple[KeyValues, Tensor]:
+    """An encoder's gists: prompts and gist tokens read each other both ways, in one pass.
+
+    tokens, parts: ids and `Part`s of left-padded prompts [batch, N]; k: gist tokens, of all rows or [batch] of each.
+    Returns the gist tokens' keys and values, padded on the right to the largest k, and final states [batch, k, hidden].
+    """
+    width = k if isinstance(k, int) else int(k.max())
+    column = torch.arange(width, device=tokens.device).expand(len(tokens), -1)
+    limits = k if isinstance(k, int) else k[:, None]
+    gist_parts = torch.where(column < limits, int(Part.GIST), int(Part.PAD))
+    starts = -(parts != Part.PAD).sum(dim=1)
+    embeddings = torch.cat(
+        [checkpoint.reader.get_input_embeddings()(tokens), checkpoint.gist_inputs(tokens, parts, width)], dim=1
+    )
+    with checkpoint.adapter_on_last(width) if checkpoint.adapts_columns else nullcontext():
+        states, written = encode(
+            checkpoint.writer_encoder,
+            embeddings,
+            torch.cat([parts, gist_parts], dim=1),
+            torch.cat([left_positions(parts, starts), column], dim=1),
+        )
+    gist = [(keys[:, :, -width:], values[:, :, -width:]) for keys, values in written]
+    return gist, states[:, -width:]
+
+
 class _CacheIsFull(Exception):
     """Ends a pass."""
 
@@ -174,7 +205,10 @@ def encode_opening(checkpoint: Checkpoint) -> KeyValues:
 def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
     """(kv_heads, key dim, value dim) of every layer's gist, from a pass of one token."""
     with torch.no_grad():
-        layers = encode_prompts(checkpoint, [[0]]).key_values
+        if checkpoint.architecture.encodes:
+            layers, _ = encode_gists(checkpoint, *left_pad([[0]], Part.PROMPT, checkpoint.reader.device), 1)
+        else:
+            layers = encode_prompts(checkpoint, [[0]]).key_values
     return [(int(keys.shape[1]), int(keys.shape[3]), int(values.shape[3])) for keys, values in layers]
 
 
@@ -223,8 +257,10 @@ def key_values_of(cache: DynamicCache) -> KeyValues:
     return [(keys, values) for keys, values, _ in cache]
 
 
-def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int]) -> Gist:
-    """A gist from its keys and values by layer, each [kv_heads, k, head_dim], and its prompt's token ids."""
+def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int], states: Tensor | None) -> Gist:
+    """A gist from its keys and values by layer, each [kv_heads, k, head_dim], its prompt's token ids, and an encoder's
+    states [k, hidden].
+    """
     provenance = GistInfo(
         model=checkpoint.fingerprint,
         adapter=checkpoint.adapter_fingerprint,
@@ -236,4 +272,5 @@ def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int])
     # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
     # from inference mode, so that a gist can be trained on
     keys = tuple(key.clone() for key, _ in layers)
-    return Gist(keys, tuple(value.clone() for _, value in layers), provenance)
+    values = tuple(value.clone() for _, value in layers)
+    return Gist(keys, values, provenance, None if states is None else states.clone())

@@ -66,6 +66,8 @@ class Gist:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     provenance: GistInfo
+    states: Tensor | None = None
+    """[k, hidden]: the final states of an encoder's gist tokens, which its decoder reads; None of a decoder's."""
 
     def __post_init__(self) -> None:
         if not self.keys or len(self.keys) != len(self.values):
@@ -81,6 +83,11 @@ class Gist:
                 raise GistFileError(f"a gist cannot be empty, got {[*key.shape]} and {[*value.shape]}")
             if key.dtype != self.dtype or value.dtype != self.dtype:
                 raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
+        states = self.states
+        if states is not None and (states.dim() != 2 or states.shape[0] != self.k or not states.numel()):
+            raise GistFileError(f"an encoder gist's states must be [k, hidden], got {[*states.shape]}")
+        if states is not None and states.dtype != self.dtype:
+            raise GistFileError(f"a gist has one dtype, got {self.dtype} and {states.dtype}")
         if self.dtype not in DTYPES.values():
             raise GistFileError(f"a gist's dtype is one of {', '.join(DTYPES)}, got {self.dtype}")
 
@@ -96,8 +103,8 @@ class Gist:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values in memory."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        """Bytes of keys, values and states in memory."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
 
     @property
     def end(self) -> int:
@@ -110,7 +117,15 @@ class Gist:
         return _content_hash(self._tensors(), self._metadata())
 
     def shorten(self, j: int) -> Gist:
-        """The first j gist tokens, which are themselves a gist of size j: they never saw the later ones."""
+        """The first j gist tokens, which are themselves a gist of size j: they never saw the later ones.
+
+        Raises `InputError` for another j, and for a gist of an encoder: its tokens see each other both ways.
+        """
+        if self.states is not None:
+            raise InputError(
+                "a gist of an encoder cannot be shortened: its tokens have read each other both ways; compress the "
+                "prompt again with a smaller k"
+            )
         if type(j) is not int or not 1 <= j <= self.k:
             raise InputError(f"cannot shorten a gist of {self.k} tokens to {j!r}; give a number from 1 to {self.k}")
         return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
@@ -132,6 +147,7 @@ class Gist:
         return {
             "id": self.id,
             "k": self.k,
+            "kind": "decoder" if self.states is None else "encoder",
             "layers": len(self.keys),
             "kv_heads": int(self.keys[0].shape[0]),
             "head_dim": int(self.keys[0].shape[2]),
@@ -193,19 +209,20 @@ class Gist:
         try:
             provenance = GistInfo(**json.loads(metadata["gist"]))
             tensors = load_tensors(data)
+            states = tensors.pop("states", None)
             layers = range(len(tensors) // 2)
             keys = tuple(tensors.pop(f"layers.{layer}.key") for layer in layers)
             values = tuple(tensors.pop(f"layers.{layer}.value") for layer in layers)
             if tensors:
                 raise GistFileError(f"it holds tensors that no gist has: {sorted(tensors)[:3]}")
-            gist = cls(keys, values, provenance)
+            gist = cls(keys, values, provenance, states)
         except KeyError as error:
             raise GistFileError(f"{name} is a damaged gist: it has no {error}") from error
         except (GistFileError, SafetensorError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise GistFileError(f"{name} is a damaged gist: {error}") from error
         if gist.id != metadata.get("sha256"):
             raise GistFileError(f"{name} is damaged: its content does not match its hash")
-        if not all(bool(tensor.isfinite().all()) for tensor in (*keys, *values)):
+        if not all(bool(tensor.isfinite().all()) for tensor in gist._tensors().values()):
             raise GistFileError(f"{name} is damaged: it holds numbers that are not finite")
         return gist
 
@@ -223,10 +240,17 @@ class Gist:
                 f"or load the model with dtype={self.dtype}"
             )
 
-    def check_shape(self, layers: Sequence[tuple[int, int, int]], start: int) -> None:
-        """Raise `GistMismatchError` unless every layer has the reader's (kv_heads, key dim, value dim) and the gist
-        begins at position ``start``: whoever can write a file can give it any fingerprint.
+    def check_shape(self, layers: Sequence[tuple[int, int, int]], start: int, hidden: int | None = None) -> None:
+        """Raise `GistMismatchError` unless every layer has the reader's (kv_heads, key dim, value dim), the gist begins
+        at position ``start``, and it has states of that ``hidden`` size (an encoder's) or none: whoever can write a
+        file can give it any fingerprint.
         """
+        own_hidden = None if self.states is None else int(self.states.shape[1])
+        if own_hidden != hidden:
+            raise GistMismatchError(
+                f"this gist has {'no' if own_hidden is None else own_hidden} numbers in an encoder's state, the model "
+                f"reads {'none' if hidden is None else hidden}; compress the prompt again with this model"
+            )
         own = [
             (int(key.shape[0]), int(key.shape[2]), int(value.shape[2]))
             for key, value in zip(self.keys, self.values, strict=True)
@@ -243,11 +267,13 @@ class Gist:
             )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Gist:
-        return replace(self, keys=tuple(map(change, self.keys)), values=tuple(map(change, self.values)))
+        states = None if self.states is None else change(self.states)
+        return replace(self, keys=tuple(map(change, self.keys)), values=tuple(map(change, self.values)), states=states)
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"layers.{layer}.key": key for layer, key in enumerate(self.keys)}
-        return named | {f"layers.{layer}.value": value for layer, value in enumerate(self.values)}
+        named |= {f"layers.{layer}.value": value for layer, value in enumerate(self.values)}
+        return named if self.states is None else {**named, "states": self.states}
 
     def _metadata(self) -> str:
         return json.dumps(asdict(self.provenance), sort_keys=True)

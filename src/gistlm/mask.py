@@ -15,7 +15,8 @@ models, text or caches. No other file decides who may see whom.
 
     positive control   r sees the prompt and earlier rest, no gist
     negative control   r sees the opening and earlier rest, neither prompt nor gist
-    encoder            the same without causality, and prompt and gist see each other both ways
+    encoder            the same without causality, and prompt and gist see each other both ways; in the positive
+                       control prompt and rest do
     cross-attention    every decoder token sees what r sees
 """
 
@@ -52,12 +53,12 @@ _REST_SEES = {
 }
 
 
-def _sees(parts: Tensor, condition: Condition, prompt_sees_gist: bool) -> Tensor:
+def _sees(parts: Tensor, condition: Condition, both_ways: bool) -> Tensor:
     """Who may see whom by part alone: ``parts`` [batch, S] -> bool [batch, S queries, S keys]."""
     table = torch.zeros(len(Part), len(Part), dtype=torch.bool, device=parts.device)
     table[Part.OPENING, Part.OPENING] = True
     table[Part.PROMPT, Part.PROMPT] = True
-    table[Part.PROMPT, Part.GIST] = prompt_sees_gist
+    table[Part.PROMPT, Part.REST if condition == Condition.POSITIVE else Part.GIST] = both_ways
     table[Part.GIST, [Part.PROMPT, Part.GIST]] = True
     table[Part.REST, sorted(_REST_SEES[condition])] = True
     return table[parts[:, :, None], parts[:, None, :]]
@@ -73,7 +74,7 @@ def decoder_mask(
     Returns bool [batch, S queries, S keys], true where the query may see the key.
     """
     column = torch.arange(parts.shape[1], device=parts.device)
-    visible = _sees(parts, condition, prompt_sees_gist=False) & (column[None, :] <= column[:, None])
+    visible = _sees(parts, condition, both_ways=False) & (column[None, :] <= column[:, None])
     if window is not None:
         visible &= positions[:, :, None] - positions[:, None, :] < window
     return visible
@@ -81,7 +82,7 @@ def decoder_mask(
 
 def encoder_mask(parts: Tensor, condition: Condition = Condition.GIST) -> Tensor:
     """The mask of a bidirectional encoder: parts [batch, S] -> bool [batch, S queries, S keys]."""
-    return _sees(parts, condition, prompt_sees_gist=True)
+    return _sees(parts, condition, both_ways=True)
 
 
 def cross_attention_mask(parts: Tensor, condition: Condition = Condition.GIST) -> Tensor:

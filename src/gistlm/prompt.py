@@ -66,8 +66,22 @@ class PromptFormat:
         return cls(**values)
 
 
-def paper_format(tokenizer: Any) -> PromptFormat:
-    """The plain format of the original project: "Instruction: ...", gist, "Input: ...", "Output:"."""
+def paper_format(tokenizer: Any, encodes: bool = False) -> PromptFormat:
+    """The plain format of the original project: "Instruction: ...", gist, "Input: ...", "Output:".
+
+    For an encoder (``encodes``) its text ends with the input and the token that ends every text of the encoder's.
+    """
+    if encodes:
+        ending = tokenizer.eos_token or ""
+        return PromptFormat(
+            opening="",
+            prompt="Instruction: {prompt}\n",
+            rest=f"\nInput: {{input}}{ending}",
+            rest_without_input=ending or "\n",
+            turn="\nInput: {input}",
+            output_end=ending,
+            opening_visible=False,
+        )
     begins_with_bos = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     return PromptFormat(
         opening=tokenizer.bos_token if begins_with_bos else "",
@@ -122,9 +136,10 @@ def chat_format(tokenizer: Any) -> PromptFormat:
     raise ModelError("this model's chat template shows no place for a prompt before the first user message")
 
 
-def default_format(tokenizer: Any) -> PromptFormat:
-    """The chat format where the tokenizer has a chat template, else the paper's."""
-    return chat_format(tokenizer) if getattr(tokenizer, "chat_template", None) else paper_format(tokenizer)
+def default_format(tokenizer: Any, encodes: bool = False) -> PromptFormat:
+    """The chat format where the tokenizer of a decoder-only model has a chat template, else the paper's."""
+    chats = not encodes and getattr(tokenizer, "chat_template", None)
+    return chat_format(tokenizer) if chats else paper_format(tokenizer, encodes)
 
 
 class PromptTokenizer:

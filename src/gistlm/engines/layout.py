@@ -9,14 +9,16 @@ neither      pad ............ | pad opening rest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import KeyValues, left_pad, left_positions
+from gistlm.compress import KeyValues, encode_opening, gist_layers, gist_start, left_pad, left_positions
 from gistlm.engines.base import Request
 from gistlm.errors import PromptTooLongError
 from gistlm.gist import Gist
@@ -35,6 +37,10 @@ class Prepared:
     """[batch, C + T] of `Part`"""
     positions: Tensor
     """[batch, C + T]"""
+    states: Tensor | None = None
+    """[batch, C, hidden]: final states of the cached columns, where there is an encoder"""
+    outputs: list[list[int]] = field(default_factory=list)
+    """token ids for the decoder of an encoder-decoder model to score"""
 
     @property
     def cached_lengths(self) -> Tensor:
@@ -47,38 +53,69 @@ class Prepared:
         return (self.parts[:, -self.tokens.shape[1] :] != Part.PAD).sum(dim=1)
 
 
-def prepare(
-    checkpoint: Checkpoint,
-    opening: KeyValues,
-    requests: Sequence[Request],
-    room: int,
-    outputs: Sequence[list[int]] | None = None,
-) -> Prepared:
-    """Lay requests out; ``outputs`` are token ids to append, ``room`` the tokens still to come.
+class Layout:
+    """A decoder-only checkpoint's way to run requests."""
 
-    opening: keys and values [1, kv_heads, h, head_dim] of the visible opening. Raises `PromptTooLongError` when a
-    row would not fit into the model's context, and `InputError` for an empty prompt.
-    """
-    device = checkpoint.reader.device
-    fresh = [_fresh_ids(checkpoint, request) for request in requests]
-    fresh = [ids + output for ids, output in zip(fresh, outputs or [[]] * len(fresh), strict=True)]
-    tokens, fresh_parts = left_pad(fresh, Part.REST, device)
-    gists = [request.gist for request in requests]
-    parts, positions, starts = _cached_columns(checkpoint, gists)
-    positions = torch.cat([positions, left_positions(fresh_parts, starts)], dim=1)
-    longest, limit = int(positions.max()) + 1 + room, checkpoint.architecture.context
-    if longest > limit:
-        raise PromptTooLongError(longest, limit, "request with room for its answer")
-    width = parts.shape[1]
-    layers = range(checkpoint.architecture.layers if width else 0)
-    cached = [
-        (
-            _cached_layer(opening, gists, layer, 0, width, device),
-            _cached_layer(opening, gists, layer, 1, width, device),
-        )
-        for layer in layers
-    ]
-    return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.opening = encode_opening(checkpoint)
+        """keys and values [1, kv_heads, h, head_dim] of the visible opening, by layer"""
+        self._layers = gist_layers(checkpoint)
+
+    def check(self, gist: Gist) -> None:
+        """Raise `GistMismatchError` unless the gist is of the reader's shape."""
+        gist.check_shape(self._layers, gist_start(self.checkpoint, gist))
+
+    def prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> Prepared:
+        """Lay requests out; ``outputs`` are token ids to append, ``room`` the tokens still to come.
+
+        Raises `PromptTooLongError` when a row would not fit into the model's context, and `InputError` for an empty
+        prompt.
+        """
+        checkpoint, device = self.checkpoint, self.checkpoint.reader.device
+        fresh = [_fresh_ids(checkpoint, request) for request in requests]
+        fresh = [ids + output for ids, output in zip(fresh, outputs or [[]] * len(fresh), strict=True)]
+        tokens, fresh_parts = left_pad(fresh, Part.REST, device)
+        gists = [request.gist for request in requests]
+        parts, positions, starts = _cached_columns(checkpoint, gists)
+        positions = torch.cat([positions, left_positions(fresh_parts, starts)], dim=1)
+        longest, limit = int(positions.max()) + 1 + room, checkpoint.architecture.context
+        if longest > limit:
+            raise PromptTooLongError(longest, limit, "request with room for its answer")
+        width = parts.shape[1]
+        layers = range(checkpoint.architecture.layers if width else 0)
+        cached = [
+            (
+                _cached_layer(self.opening, gists, layer, 0, width, device),
+                _cached_layer(self.opening, gists, layer, 1, width, device),
+            )
+            for layer in layers
+        ]
+        return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions)
+
+    def generation_inputs(self, prepared: Prepared) -> tuple[dict[str, Any], int]:
+        """What stock `generate` takes, and how many columns of its output were given to it."""
+        inputs = {
+            "inputs": prepared.tokens,
+            "attention_mask": (prepared.parts != Part.PAD).long(),
+            "position_ids": prepared.positions,
+            "past_key_values": DynamicCache(prepared.cached) if prepared.cached else None,
+        }
+        return inputs, prepared.tokens.shape[1]
+
+    def output_logits(self, prepared: Prepared, last: int) -> Tensor:
+        """Logits [batch, last, vocabulary] that predict the last tokens, under the gist mask's cached form."""
+        reader, width = self.checkpoint.reader, prepared.tokens.shape[1]
+        masks = self.checkpoint.architecture.masks(prepared.parts, prepared.positions, width, reader.dtype)
+        with torch.no_grad():
+            logits: Tensor = reader(
+                prepared.tokens,
+                attention_mask=masks,
+                position_ids=prepared.positions[:, -width:],
+                past_key_values=DynamicCache(prepared.cached),
+                logits_to_keep=torch.arange(width - last - 1, width - 1, device=reader.device),
+            ).logits
+        return logits
 
 
 def _fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:

@@ -13,11 +13,11 @@ from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import compress, encode_opening, gist_layers, gist_start
+from gistlm.compress import compress
 from gistlm.engines.base import (
     Completion,
     Engine,
@@ -29,10 +29,10 @@ from gistlm.engines.base import (
     make_requests,
     one_each,
 )
-from gistlm.engines.layout import Prepared, prepare
+from gistlm.engines.encoder_layout import EncoderLayout
+from gistlm.engines.layout import Layout, Prepared
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
-from gistlm.mask import Part
 from gistlm.prompt import Input
 
 
@@ -43,8 +43,7 @@ class GistModel(Engine):
         self._checkpoint = checkpoint
         self.batch_size = batch_size
         """Most requests that run together; longer lists run in turn."""
-        self._opening = encode_opening(checkpoint)
-        self._layers = gist_layers(checkpoint)
+        self._layout = (EncoderLayout if checkpoint.architecture.encodes else Layout)(checkpoint)
         self._lock = threading.Lock()
 
     @classmethod
@@ -148,8 +147,8 @@ class GistModel(Engine):
         for request in requests:
             if request.gist is not None:
                 request.gist.check_reader(self.checkpoint.fingerprint, self.checkpoint.config.name, self.dtype)
-                request.gist.check_shape(self._layers, gist_start(self.checkpoint, request.gist))
-        return prepare(self.checkpoint, self._opening, requests, room, outputs)
+                self._layout.check(request.gist)
+        return self._layout.prepare(requests, room, outputs)
 
     def _complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One batch; a model with sliding windows gets rows of one length at a time.
@@ -166,23 +165,19 @@ class GistModel(Engine):
             return [answers[row] for row in range(len(requests))]
         output = self._generate(prepared, sampling)
         cached, fresh = prepared.cached_lengths.tolist(), prepared.fresh_lengths.tolist()
-        return [
-            self._completion(ids, sampling, fresh[row], cached[row])
-            for row, ids in enumerate(output[:, prepared.tokens.shape[1] :].tolist())
-        ]
+        return [self._completion(ids, sampling, fresh[row], cached[row]) for row, ids in enumerate(output.tolist())]
 
     def _generate(self, prepared: Prepared, sampling: Sampling, **more: Any) -> Tensor:
-        """[batch, T + new] token ids."""
+        """[batch, new] token ids."""
         with torch.no_grad():
-            return self.checkpoint.reader.generate(  # type: ignore[no-any-return, operator]
-                prepared.tokens,
-                attention_mask=(prepared.parts != Part.PAD).long(),
-                position_ids=prepared.positions,
-                past_key_values=DynamicCache(prepared.cached) if prepared.cached else None,
+            inputs, given = self._layout.generation_inputs(prepared)
+            output: Any = self.checkpoint.reader.generate(  # type: ignore[operator]
+                **inputs,
                 generation_config=self._generation_config(sampling),
                 tokenizer=self.checkpoint.prompts.tokenizer if sampling.stop else None,
                 **more,
             )
+        return output[:, given:] if isinstance(output, Tensor) else output
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -246,23 +241,11 @@ class GistModel(Engine):
         """Of every pair the output's logits [tokens, vocabulary] and token ids [tokens]."""
         outputs = [self.checkpoint.prompts.output_ids(output) for _, output in pairs]
         prepared = self._prepare([request for request, _ in pairs], 0, outputs)
-        logits = self.rest_logits(prepared, max(map(len, outputs)))  # [batch, last, vocabulary]
-        rows = zip(logits, prepared.tokens, map(len, outputs), strict=True)
-        return [(row[len(row) - length :], tokens[len(tokens) - length :]) for row, tokens, length in rows]
-
-    def rest_logits(self, prepared: Prepared, last: int) -> Tensor:
-        """Logits [batch, last, vocabulary] that predict the last tokens, under the gist mask's cached form."""
-        width = prepared.tokens.shape[1]
-        masks = self.checkpoint.architecture.masks(prepared.parts, prepared.positions, width, self.dtype)
-        with torch.no_grad():
-            logits: Tensor = self.checkpoint.reader(
-                prepared.tokens,
-                attention_mask=masks,
-                position_ids=prepared.positions[:, -width:],
-                past_key_values=DynamicCache(prepared.cached),
-                logits_to_keep=torch.arange(width - last - 1, width - 1, device=self.device),
-            ).logits
-        return logits
+        logits = self._layout.output_logits(prepared, max(map(len, outputs)))  # [batch, last, vocabulary]
+        return [
+            (row[len(row) - len(ids) :], torch.tensor(ids, device=row.device))
+            for row, ids in zip(logits, outputs, strict=True)
+        ]
 
 
 class _Stopped(StoppingCriteria):

@@ -1,0 +1,114 @@
+"""Requests with gists, prompts and neither, as one batch for a stock encoder-decoder model; generates nothing.
+
+columns      0 ........ C-1 | C ............ C+T-1
+a gist       pad gist       | pad rest
+a prompt     pad .......... | pad prompt rest
+neither      pad .......... | pad rest
+
+The encoder runs the columns from C on over the gists' keys and values; the decoder reads the gists' final states and
+theirs. A batch without gists goes through the stock encoder as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from gistlm.checkpoint import Checkpoint
+from gistlm.compress import gist_layers, left_pad, left_positions
+from gistlm.encoder import decoder_inputs, encode
+from gistlm.engines.base import Request
+from gistlm.engines.layout import Prepared
+from gistlm.errors import InputError
+from gistlm.gist import Gist
+from gistlm.mask import Part
+
+
+class EncoderLayout:
+    """An encoder-decoder checkpoint's way to run requests; what `layout.Layout` is for a decoder."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._layers = gist_layers(checkpoint)
+
+    def check(self, gist: Gist) -> None:
+        """Raise `GistMismatchError` unless the gist is of the reader's shape."""
+        gist.check_shape(self._layers, 0, self._hidden)
+
+    def prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> Prepared:
+        """Lay requests out; ``outputs`` go to the decoder. Raises `InputError` for a conversation of several turns."""
+        device = self.checkpoint.reader.device
+        tokens, fresh_parts = left_pad([self._fresh_ids(request) for request in requests], Part.REST, device)
+        gists = [request.gist for request in requests]
+        lengths = [0 if gist is None else gist.k for gist in gists]
+        width = max(lengths)
+        column = torch.arange(-width, 0, device=device)
+        counts = torch.tensor(lengths, device=device)[:, None]
+        parts = torch.where(column >= -counts, int(Part.GIST), int(Part.PAD))
+        positions = torch.cat([column + counts, left_positions(fresh_parts, counts[:, 0])], dim=1)
+        cached, states = [], None
+        if width:
+            states = self._padded([None if gist is None else gist.states for gist in gists], width)
+            for layer in range(len(self._layers)):
+                keys, values = (
+                    self._padded([None if gist is None else getattr(gist, side)[layer] for gist in gists], width)
+                    for side in ("keys", "values")
+                )
+                cached.append((keys, values))
+        return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions, states, list(outputs or []))
+
+    def generation_inputs(self, prepared: Prepared) -> tuple[dict[str, Any], int]:
+        """What stock `generate` takes, and how many columns of its output were given to it: the start token."""
+        states, visible = self._encoded(prepared)
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": visible}, 1
+
+    def output_logits(self, prepared: Prepared, last: int) -> Tensor:
+        """Logits [batch, last, vocabulary] that predict the outputs, which end at the last column."""
+        reader = self.checkpoint.reader
+        with torch.no_grad():
+            states, visible = self._encoded(prepared)
+            logits: Tensor = reader(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=visible,
+                use_cache=False,
+                **decoder_inputs(reader, prepared.outputs),
+            ).logits
+        return logits[:, -last:]
+
+    @property
+    def _hidden(self) -> int:
+        return int(self.checkpoint.gist_embeddings.shape[1])
+
+    def _encoded(self, prepared: Prepared) -> tuple[Any, Tensor]:
+        """What the decoder reads: states [batch, C + T, hidden], and which of them [batch, C + T] of 0 and 1."""
+        reader = self.checkpoint.reader
+        visible = (prepared.parts != Part.PAD).long()
+        encoder: Any = reader.get_encoder()
+        if prepared.states is None:
+            mask = None if bool(visible.all()) else visible
+            return encoder(input_ids=prepared.tokens, attention_mask=mask).last_hidden_state, visible
+        embeddings = reader.get_input_embeddings()(prepared.tokens)
+        fresh, _ = encode(encoder, embeddings, prepared.parts, prepared.positions, past=prepared.cached)
+        return torch.cat([prepared.states, fresh], dim=1), visible
+
+    def _fresh_ids(self, request: Request) -> list[int]:
+        if not isinstance(request.input, str) and len(request.input) > 1:
+            raise InputError("an encoder-decoder model answers one message; give the input as a text")
+        prompts = self.checkpoint.prompts
+        rest = prompts.rest_ids(request.input)
+        if request.gist is not None or request.prompt is None:
+            return rest
+        # a vocabulary that contains a gist token was trained with it behind full prompts too
+        return prompts.prompt_ids(request.prompt) + list(self.checkpoint.gist_token_ids) + rest
+
+    def _padded(self, rows: Sequence[Tensor | None], width: int) -> Tensor:
+        """Rows [..., k, size], some of them missing, padded on the left with zeros: [batch, ..., width, size]."""
+        device = self.checkpoint.reader.device
+        empty = next(row for row in rows if row is not None)[..., :0, :]
+        whole = [(empty if row is None else row).to(device) for row in rows]
+        return torch.stack([F.pad(row, (0, 0, width - row.shape[-2], 0)) for row in whole])

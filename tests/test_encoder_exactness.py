@@ -1,0 +1,170 @@
+"""Encoder-decoder models: the cached path against one pass of the stock encoder under a mask filled block by block."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import ENCODER_DECODERS, random_text, tiny_checkpoint, tiny_model
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from gistlm.checkpoint import Checkpoint
+from gistlm.engines.base import Request, Sampling
+from gistlm.engines.transformers import GistModel
+from gistlm.errors import GistMismatchError, InputError
+from gistlm.gist import Gist
+
+NEW_TOKENS = 4
+BATCHES = 50
+"""Of each of three architectures and two recipes: 300 in all."""
+CASES = [(kind, recipe) for kind in ENCODER_DECODERS for recipe in ("frozen", "paper")]
+
+
+class OnePass:
+    """The stock model, one request at a time and without padding."""
+
+    def __init__(self, checkpoint: Checkpoint, kind: str) -> None:
+        self.model: Any = tiny_model(kind)
+        self.prompts = checkpoint.prompts
+        self.gist_embeddings = checkpoint.gist_embeddings.detach()
+        self.gist_columns = slice(0, 0)
+        if checkpoint.writer is not checkpoint.reader:
+            stock = dict(self.model.named_modules())
+            for name, layer in checkpoint.writer.named_modules():
+                if isinstance(layer, LoraLayer):
+                    down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+                    stock[name.removeprefix("base_model.model.")].register_forward_hook(
+                        self._adding((up @ down) * layer.scaling["default"])
+                    )
+
+    def _adding(self, delta: Tensor) -> Any:
+        def hook(_: Any, inputs: Any, output: Tensor) -> Tensor:
+            added = torch.zeros_like(output)
+            added[:, self.gist_columns] = inputs[0][:, self.gist_columns] @ delta.T
+            return output + added
+
+        return hook
+
+    @torch.no_grad()
+    def states(self, request: Request, prompt: str) -> Tensor:
+        """What the decoder may read: [1, tokens, hidden]."""
+        rest = self.prompts.rest_ids(request.input)
+        self.gist_columns = slice(0, 0)
+        if request.gist is None:
+            ids = (self.prompts.prompt_ids(prompt) if request.prompt is not None else []) + rest
+            return self.model.encoder(input_ids=torch.tensor([ids])).last_hidden_state  # type: ignore[no-any-return]
+        before, k = self.prompts.prompt_ids(prompt), request.gist.k
+        embed = self.model.get_input_embeddings()
+        columns = [embed(torch.tensor(before)), self.gist_embeddings[:k], embed(torch.tensor(rest))]
+        p, g, r = torch.arange(len(before) + k + len(rest)).split([len(before), k, len(rest)])
+        seen = torch.zeros(len(before) + k + len(rest), len(before) + k + len(rest), dtype=torch.bool)
+        for queries, keys in ((p, p), (p, g), (g, p), (g, g), (r, g), (r, r)):
+            seen[queries[:, None], keys] = True
+        self.gist_columns = slice(len(before), len(before) + k)
+        whole = self.model.encoder(
+            inputs_embeds=torch.cat(columns)[None], attention_mask=torch.where(seen, 0.0, -1e30)[None, None]
+        ).last_hidden_state
+        self.gist_columns = slice(0, 0)
+        return whole[:, len(before) :]
+
+    @torch.no_grad()
+    def logits(self, states: Tensor, output: list[int]) -> Tensor:
+        """[tokens, vocabulary] that predict an output."""
+        start = torch.tensor([[self.model.config.decoder_start_token_id, *output[:-1]]])
+        return self.model(  # type: ignore[no-any-return]
+            encoder_outputs=BaseModelOutput(last_hidden_state=states), decoder_input_ids=start, use_cache=False
+        ).logits[0]
+
+    def greedy(self, states: Tensor, endings: list[int]) -> list[int]:
+        answer: list[int] = []
+        while len(answer) < NEW_TOKENS and not (answer and answer[-1] in endings):
+            answer.append(int(self.logits(states, [*answer, 0])[-1].argmax()))
+        return answer
+
+
+@cache
+def loaded(kind: str, recipe: str) -> tuple[GistModel, OnePass]:
+    checkpoint = tiny_checkpoint(kind, recipe, opening_visible=False)
+    checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
+    return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)
+
+
+def random_requests(model: GistModel, generator: torch.Generator) -> tuple[list[Request], list[str]]:
+    """1 to 16 rows: most with a gist of 1 to 16 tokens, some with a full prompt, some with nothing."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    prompts = [random_text(generator, draw(1, draw(1, 200))) for _ in range(draw(1, 16))]
+    ks = [draw(1, 16) for _ in range(3)]
+    made = {k: model.compress(prompts, k) for k in ks}
+    requests = []
+    for row, prompt in enumerate(prompts):
+        text, chance = random_text(generator, draw(1, 30)), draw(1, 10)
+        gist = made[ks[draw(0, 2)]][row] if chance > 3 else None
+        requests.append(Request(text, gist=gist, prompt=prompt if chance in (2, 3) else None))
+    return requests, prompts
+
+
+@pytest.mark.parametrize(("kind", "recipe"), CASES)
+def test_the_cached_path_equals_one_pass_under_the_mask(kind: str, recipe: str) -> None:
+    model, one_pass = loaded(kind, recipe)
+    generator = torch.Generator().manual_seed(len(kind) + len(recipe))
+    for _ in range(BATCHES):
+        requests, prompts = random_requests(model, generator)
+        states = [one_pass.states(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        answers = model.complete(requests, Sampling(max_new_tokens=NEW_TOKENS))
+        outputs = [random_text(generator, 1 + row) for row in range(len(requests))]
+        cached = model.logits(requests, outputs)
+        for state, answer, output, logits in zip(states, answers, outputs, cached, strict=True):
+            expected = one_pass.logits(state, model.checkpoint.prompts.output_ids(output))
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+            ids = one_pass.greedy(state, model._ending_ids)
+            shown = ids[:-1] if ids[-1] in model._ending_ids else ids
+            assert answer.text == " ".join(map(str, shown))
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_a_request_without_a_gist_gets_the_stock_models_logits_bit_for_bit(kind: str) -> None:
+    model, _ = loaded(kind, "frozen")
+    ids, output = model.checkpoint.prompts, "an answer"
+    [logits] = model.logits([Request("an input", prompt="a prompt")], [output])
+    tokens = torch.tensor([ids.prompt_ids("a prompt") + ids.rest_ids("an input")])
+    labels = torch.tensor([ids.output_ids(output)])
+    stock: Any = tiny_model(kind)
+    with torch.no_grad():
+        expected = stock(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).logits[0]
+    assert torch.equal(logits, expected)
+
+
+def test_a_gist_survives_its_file_and_cannot_be_shortened(tmp_path: Any) -> None:
+    model, _ = loaded("t5", "frozen")
+    gist = model.compress("say it twice", k=4)
+    assert gist.states is not None and gist.states.shape == (4, 32)
+    again = Gist.load(gist.save(tmp_path / "x.gist"))
+    assert again.id == gist.id and again.info()["kind"] == "encoder"
+    assert again.nbytes == gist.nbytes == 4 * (2 * 3 * 4 * 8 + 32) * 4
+    assert model.generate("hm", again, max_new_tokens=4) == model.generate("hm", gist, max_new_tokens=4)
+    with pytest.raises(InputError, match="cannot be shortened.*smaller k"):
+        gist.shorten(2)
+
+
+def test_a_gist_of_one_kind_is_refused_by_a_model_of_the_other() -> None:
+    encoder, _ = loaded("t5", "frozen")
+    decoder = GistModel(tiny_checkpoint("llama"))
+    for mine, other in ((encoder, decoder), (decoder, encoder)):
+        with pytest.raises(GistMismatchError, match="compress the prompt again"):
+            mine.generate("hm", other.compress("a prompt", k=2))
+
+
+def test_streaming_gives_the_answer_in_pieces_and_a_conversation_is_refused() -> None:
+    model = GistModel(tiny_checkpoint("t5"))
+    gist = model.compress("say it twice", k=4)
+    assert "".join(model.stream("hm", gist, max_new_tokens=6)) == model.generate("hm", gist, max_new_tokens=6)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    with pytest.raises(InputError, match="answers one message"):
+        model.generate(turns, gist)
