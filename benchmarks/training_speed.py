@@ -32,13 +32,13 @@ from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
 from gistlm.mask import Condition
 from gistlm.training import loop
+from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import DataSource, load_sources
-from gistlm.training.objectives import Batch
 
 Fields = dict[str, Tensor]
-"""Of one `gistlm.training.objectives.Batch`."""
+"""Of one `gistlm.training.batch.Batch`."""
 CONDITIONS: dict[str, dict[str, Any]] = {
     "frozen": {"recipe": Recipe.FROZEN},
     "paper": {"recipe": Recipe.PAPER, "lora_rank": None},

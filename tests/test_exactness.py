@@ -22,7 +22,7 @@ from torch import Tensor
 from gistlm.adapter import LoraModules
 from gistlm.base import load_base
 from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
-from gistlm.compress import encode_opening, encode_prompts, write_gists
+from gistlm.compress import encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.gist import Gist
@@ -31,7 +31,7 @@ from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.data import Row
 from gistlm.training.loop import train
-from gistlm.training.objectives import full_prompt_logits, one_pass_logits, rest_logits
+from gistlm.training.objectives import passes_of
 
 KINDS = list(TESTED)
 LAYOUTS = [("frozen", True), ("frozen", False), ("paper", True), ("paper", False)]
@@ -305,16 +305,15 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, ope
     rows = [Row(random_text(generator, n), random_text(generator, 9), random_text(generator, 7)) for n in (1, 30, 90)]
     batch = collate([tokenize(row, checkpoint.prompts) for row in rows], [1, 5, 8])
     last = int(batch.output_lengths.min())
-    opening = encode_opening(checkpoint)
-    full, encoded = full_prompt_logits(checkpoint, batch, last)
-    gist = write_gists(checkpoint, encoded, 8)
+    passes = passes_of(checkpoint)
+    full, encoded = passes.full_prompt(batch, last)
     cached = {
-        Condition.GIST: rest_logits(checkpoint, batch, opening, gist, Condition.GIST, last),
+        Condition.GIST: passes.rest(batch, passes.write(encoded, batch), Condition.GIST, last),
         Condition.POSITIVE: full,
-        Condition.NEGATIVE: rest_logits(checkpoint, batch, opening, None, Condition.NEGATIVE, last),
+        Condition.NEGATIVE: passes.rest(batch, None, Condition.NEGATIVE, last),
     }
     for condition, logits in cached.items():
-        whole = one_pass_logits(checkpoint, batch, condition, last)
+        whole = passes.one_pass(batch, condition, last)
         torch.testing.assert_close(logits, whole, atol=TOLERANCE, rtol=0)
     assert not torch.allclose(cached[Condition.GIST], full, atol=0.01)
     assert not torch.allclose(cached[Condition.GIST], cached[Condition.NEGATIVE], atol=0.01)

@@ -29,8 +29,8 @@ _NAME = "gistlm_encoder"
 class _Pass:
     """What the attention function needs of one pass, and what it leaves behind."""
 
-    mask: Tensor
-    """additive [batch, 1, Q, K]"""
+    visible: Tensor
+    """bool [batch, Q, K]"""
     distances: Tensor
     """[batch, Q, K]: the key's position less the query's"""
     past: KeyValues
@@ -50,8 +50,8 @@ def encode(
     theirs. Returns the new columns' final states [batch, S, hidden] and their keys and values by layer.
     """
     queries = embeddings.shape[1]
-    mask = additive(encoder_mask(parts, condition)[:, -queries:], embeddings.dtype)
-    state = _Pass(mask, positions[:, None, :] - positions[:, -queries:, None], past or [])
+    visible = encoder_mask(parts, condition)[:, -queries:]
+    state = _Pass(visible, positions[:, None, :] - positions[:, -queries:, None], past or [])
     with _gist_attention(encoder):
         states: Tensor = encoder(inputs_embeds=embeddings, gist_pass=state).last_hidden_state
     return states, state.written
@@ -79,7 +79,8 @@ def _attend(
         past_key, past_value = gist_pass.past[module.layer_idx]
         key, value = cat([past_key, key], dim=2), cat([past_value, value], dim=2)
     if module.has_relative_attention_bias:
-        gist_pass.bias = _distance_bias(module, gist_pass.distances).to(query.dtype) + gist_pass.mask
+        mask = additive(gist_pass.visible, query.dtype)
+        gist_pass.bias = _distance_bias(module, gist_pass.distances).to(query.dtype) + mask
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=gist_pass.bias, dropout_p=dropout, scale=scaling
     )

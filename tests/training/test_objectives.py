@@ -11,13 +11,12 @@ import torch
 from tiny import save_tiny
 
 from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
-from gistlm.compress import encode_opening
 from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.loop import create_checkpoint, train
-from gistlm.training.objectives import REPEAT, Weights, frozen_loss, repeat_prompts
+from gistlm.training.objectives import REPEAT, Weights, frozen_loss, passes_of, repeat_prompts
 from gistlm.training.rows import Row
 
 
@@ -39,10 +38,10 @@ def batch_of(checkpoint: Checkpoint, prompts: list[str]) -> Any:
 
 def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -> None:
     batch = batch_of(checkpoint, ["it is red", "say only green and nothing else"])
-    opening = encode_opening(checkpoint)
+    passes = passes_of(checkpoint)
 
     def loss(**weights: float) -> float:
-        return float(frozen_loss(checkpoint, batch, opening, Weights(**{"distillation": 0.0, **weights})))
+        return float(frozen_loss(passes, batch, Weights(**{"distillation": 0.0, **weights})))
 
     assert loss() == 0
     alone = {name: loss(**{name: 1.0}) for name in ("distillation", "cross_entropy", "reconstruction")}

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from gistlm.compress import left_pad
 from gistlm.mask import Part
 from gistlm.prompt import PromptTokenizer
-from gistlm.training.objectives import Batch
+from gistlm.training.batch import Batch
 from gistlm.training.rows import Row
 
 

@@ -23,13 +23,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from gistlm.adapter import LoraModules, adapter_weights
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint, Recipe
-from gistlm.compress import encode_opening
 from gistlm.errors import DataError, InputError, ModelError
 from gistlm.files import write_atomically
+from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import hold_out, load_sources, without
-from gistlm.training.objectives import Batch, frozen_loss, paper_loss, sum_over_processes
+from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.rows import read_rows
 from gistlm.training.saves import STATE, check_same_run, last_save, read_weights, step_of, write_weights
 from gistlm.training.validation import Validation
@@ -46,7 +46,7 @@ class Objective(nn.Module):
         self.options = config
         self.writer = checkpoint.writer
         self.gist_embeddings = checkpoint.gist_embeddings
-        self.opening = encode_opening(checkpoint) if config.recipe == Recipe.FROZEN else []
+        self.passes = passes_of(checkpoint)
         self.base_dtype = checkpoint.reader.dtype
         if config.lora_rank is None:
             checkpoint.reader.float()  # steps are smaller than a weight's last bit in half precision
@@ -72,8 +72,8 @@ class Objective(nn.Module):
         options = self.options
         if options.recipe == Recipe.PAPER:
             with self._in_base_dtype():
-                return {"loss": paper_loss(self.checkpoint, batch, options.condition)}
-        return {"loss": frozen_loss(self.checkpoint, batch, self.opening, options.weights)}
+                return {"loss": paper_loss(self.passes, batch, options.condition)}
+        return {"loss": frozen_loss(self.passes, batch, options.weights)}
 
 
 class GistTrainer(Trainer):

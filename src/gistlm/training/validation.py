@@ -16,17 +16,15 @@ from transformers import TrainerCallback
 
 from gistlm.base import fingerprint_weights
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import encode_opening, write_gists
 from gistlm.files import sha256, write_atomically
 from gistlm.mask import Condition
+from gistlm.training.batch import Batch
 from gistlm.training.batches import Examples, collate
 from gistlm.training.config import TrainConfig
 from gistlm.training.objectives import (
-    Batch,
     cross_entropy,
     divergence,
-    full_prompt_logits,
-    rest_logits,
+    passes_of,
     sum_over_processes,
 )
 
@@ -92,7 +90,7 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
     The keys are ("", "tokens"), ("full", "nll"), ("none", "nll"), ("none", "kl"), ("k=4", "nll"), ("k=4", "kl"), ...
     """
     sums: dict[tuple[str, str], list[Tensor]] = {}
-    opening = encode_opening(checkpoint)
+    passes = passes_of(checkpoint)
     for batch in _batches(checkpoint, examples):
         targets, weights = batch.targets(0.0)
 
@@ -102,14 +100,13 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
             sums.setdefault((name, metric), []).append(zero.index_add(0, row, values.double()).cpu())
 
         add("", "tokens", weights[weights > 0])
-        full, encoded = full_prompt_logits(checkpoint, batch, targets.shape[1])
+        full, encoded = passes.full_prompt(batch, targets.shape[1])
         add("full", "nll", cross_entropy(full, targets, weights))
-        gist = write_gists(checkpoint, encoded, max(ks))
         for k in [0, *ks]:
             batch.k = torch.full_like(batch.k, k)
-            shown = [(keys[:, :, :k], values[:, :, :k]) for keys, values in gist] if k else None
+            gist = passes.write(encoded, batch) if k else None
             condition = Condition.GIST if k else Condition.NEGATIVE
-            logits = rest_logits(checkpoint, batch, opening, shown, condition, targets.shape[1])
+            logits = passes.rest(batch, gist, condition, targets.shape[1])
             name = f"k={k}" if k else "none"
             add(name, "nll", cross_entropy(logits, targets, weights))
             add(name, "kl", divergence(full, logits, weights))

@@ -1,0 +1,133 @@
+"""A decoder-only model's passes in training; knows nothing of losses.
+
+`full_prompt` and `rest` are the cached form of the gist mask, `one_pass` the paper's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from gistlm.checkpoint import Checkpoint
+from gistlm.compress import (
+    Encoded,
+    KeyValues,
+    encode_opening,
+    join_key_values,
+    key_values_of,
+    left_positions,
+    prompt_starts,
+    repeat_key_values,
+    write_gists,
+)
+from gistlm.mask import Condition, Part
+from gistlm.training.batch import Batch
+
+
+class DecoderPasses:
+    """What the losses need of a decoder-only checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.opening = encode_opening(checkpoint)
+
+    def full_prompt(self, batch: Batch, last: int) -> tuple[Tensor, Encoded]:
+        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts."""
+        h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
+        parts, positions = (whole[:, h:] for whole in self._layout(batch, 0, Condition.POSITIVE))
+        cache = DynamicCache()
+        logits = self.checkpoint.reader(
+            torch.cat([batch.prompts, batch.rests], dim=1),
+            attention_mask=self.checkpoint.architecture.masks(
+                parts, positions, parts.shape[1], self.checkpoint.reader.dtype, Condition.POSITIVE
+            ),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=_predictors(parts.shape[1], last, parts.device),
+        ).logits
+        prompt = [(keys[:, :, :n], values[:, :, :n]) for keys, values in key_values_of(cache)]
+        return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], positions[:, n - 1] + 1, batch.prompts)
+
+    def write(self, encoded: Encoded, batch: Batch) -> KeyValues:
+        """Keys and values of every row's gist tokens, as many as the row with most has."""
+        return write_gists(self.checkpoint, encoded, int(batch.k.max()))
+
+    def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
+        """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""
+        rows, width = batch.rests.shape
+        k = gist[0][0].shape[2] if gist else 0
+        parts, positions = self._layout(batch, k, condition)
+        h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
+        without_prompt = torch.arange(parts.shape[1], device=parts.device)
+        without_prompt = without_prompt[(without_prompt < h) | (without_prompt >= h + n)]
+        masks = self.checkpoint.architecture.masks(
+            parts[:, without_prompt], positions[:, without_prompt], width, self.checkpoint.reader.dtype, condition
+        )
+        logits: Tensor = self.checkpoint.reader(
+            batch.rests,
+            attention_mask=masks,
+            position_ids=positions[:, -width:],
+            past_key_values=DynamicCache(join_key_values(repeat_key_values(self.opening, rows), gist or [])),
+            use_cache=True,
+            logits_to_keep=_predictors(width, last, parts.device),
+        ).logits
+        return logits
+
+    def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
+        """The paper's form, in one pass: logits [batch, last, vocabulary] that predict the last tokens."""
+        k = int(batch.k.max())
+        embed, rows = self.checkpoint.reader.get_input_embeddings(), len(batch.rests)
+        opening = torch.tensor(self.checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(
+            rows, -1
+        )
+        gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
+        parts, positions = self._layout(batch, k, condition)
+        device = parts.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else self.checkpoint.reader.dtype
+        masks = self.checkpoint.architecture.masks(parts, positions, parts.shape[1], dtype, condition)
+        logits: Tensor = self.checkpoint.reader(
+            inputs_embeds=torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1),
+            attention_mask=masks,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=_predictors(parts.shape[1], last, parts.device),
+        ).logits
+        return logits
+
+    def _layout(self, batch: Batch, k: int, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Parts and positions [batch, h + N + k + R] of opening, prompt, gist and rest.
+
+        In the positive control the rest follows the prompt, in the negative control the opening.
+        """
+        rows, device = len(batch.rests), batch.rests.device
+        h = self.checkpoint.opening_tokens
+        lengths = (batch.prompt_parts != Part.PAD).sum(dim=1)
+        starts = prompt_starts(self.checkpoint, lengths)
+        gist_start = starts + lengths
+        rest_start = {
+            Condition.GIST: gist_start + batch.k,
+            Condition.POSITIVE: gist_start,
+            Condition.NEGATIVE: torch.full_like(gist_start, h),
+        }[condition]
+        column = torch.arange(k, device=device)
+        gist_parts = torch.where(column < batch.k[:, None], int(Part.GIST), int(Part.PAD))
+        opening_parts = torch.full((rows, h), int(Part.OPENING), device=device)
+        parts = torch.cat([opening_parts, batch.prompt_parts, gist_parts, batch.rest_parts], dim=1)
+        positions = torch.cat(
+            [
+                torch.arange(h, device=device).expand(rows, -1),
+                left_positions(batch.prompt_parts, starts),
+                gist_start[:, None] + column,
+                left_positions(batch.rest_parts, rest_start),
+            ],
+            dim=1,
+        )
+        return parts, positions
+
+
+def _predictors(width: int, last: int, device: torch.device) -> Tensor:
+    """The columns that predict the last tokens. (Given as indices, the head's input is contiguous: one product.)"""
+    return torch.arange(width - last - 1, width - 1, device=device)

@@ -1,0 +1,117 @@
+"""An encoder-decoder model's passes in training; knows nothing of losses.
+
+What `decoder_passes` is for a decoder: the rest without its output goes through the encoder, the output to the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from gistlm.checkpoint import Checkpoint
+from gistlm.compress import KeyValues, encode_gists, left_positions
+from gistlm.encoder import encode
+from gistlm.mask import Condition, Part, cross_attention_mask
+from gistlm.training.batch import Batch
+
+Gists = tuple[KeyValues, Tensor]
+"""Keys and values by layer, and final states [batch, k, hidden]; padded on the right."""
+
+
+class EncoderPasses:
+    """What the losses need of an encoder-decoder checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def full_prompt(self, batch: Batch, last: int) -> tuple[Tensor, None]:
+        """The positive control: logits [batch, last, vocabulary]; prompts are encoded with their gists, so not here."""
+        condition = Condition.POSITIVE
+        parts = torch.cat([batch.prompt_parts, _input_parts(batch)], dim=1)
+        positions = torch.cat(
+            [_before_zero(batch.prompt_parts), left_positions(batch.rest_parts, _zeros(batch))], dim=1
+        )
+        embeddings = self._embed(torch.cat([batch.prompts, batch.rests], dim=1))
+        states, _ = encode(self._encoder, embeddings, parts, positions, condition)
+        return self._decode(batch, states, cross_attention_mask(parts, condition), last), None
+
+    def write(self, encoded: None, batch: Batch) -> Gists:
+        """Every row's gist of its own number of tokens."""
+        return encode_gists(self.checkpoint, batch.prompts, batch.prompt_parts, batch.k)
+
+    def rest(self, batch: Batch, gist: Gists | None, condition: Condition, last: int) -> Tensor:
+        """The cached form, over gists or over nothing: logits [batch, last, vocabulary]."""
+        key_values, gist_states = gist or ([], None)
+        width = 0 if gist_states is None else gist_states.shape[1]
+        parts = torch.cat([_gist_parts(batch, width), _input_parts(batch)], dim=1)
+        starts = batch.k if width else _zeros(batch)
+        positions = torch.cat([_columns(batch, width), left_positions(batch.rest_parts, starts)], dim=1)
+        states, _ = encode(self._encoder, self._embed(batch.rests), parts, positions, condition, key_values)
+        if gist_states is not None:
+            states = torch.cat([gist_states, states], dim=1)
+        return self._decode(batch, states, cross_attention_mask(parts, condition), last)
+
+    def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
+        """The paper's form, in one pass: logits [batch, last, vocabulary]."""
+        width = int(batch.k.max())
+        gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, width)
+        parts = torch.cat([batch.prompt_parts, _gist_parts(batch, width), _input_parts(batch)], dim=1)
+        starts = batch.k if condition == Condition.GIST else _zeros(batch)
+        rest = left_positions(batch.rest_parts, starts)
+        positions = torch.cat([_before_zero(batch.prompt_parts), _columns(batch, width), rest], dim=1)
+        embeddings = torch.cat([self._embed(batch.prompts), gist, self._embed(batch.rests)], dim=1)
+        states, _ = encode(self._encoder, embeddings, parts, positions, condition)
+        return self._decode(batch, states, cross_attention_mask(parts, condition), last)
+
+    @property
+    def _encoder(self) -> Any:
+        return self.checkpoint.reader.get_encoder()
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embeddings: Tensor = self.checkpoint.reader.get_input_embeddings()(tokens)
+        return embeddings
+
+    def _decode(self, batch: Batch, states: Any, visible: Tensor, last: int) -> Tensor:
+        """Logits of the outputs' last tokens, from an encoder's states [batch, S, hidden] and which of them are read.
+
+        The decoder's columns are left-padded; it counts their differences only.
+        """
+        reader = self.checkpoint.reader
+        from_end = torch.arange(int(batch.output_lengths.max()), 0, -1, device=batch.rests.device)
+        lengths, before = batch.output_lengths[:, None], batch.rests[:, -len(from_end) - 1 : -1]
+        logits: Tensor = reader(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=visible.long(),
+            decoder_input_ids=torch.where(from_end < lengths, before, reader.config.decoder_start_token_id),
+            decoder_attention_mask=(from_end <= lengths).long(),
+            use_cache=False,
+        ).logits
+        return logits[:, -last:]
+
+
+def _input_parts(batch: Batch) -> Tensor:
+    """[batch, R]: the rest, its output left out."""
+    from_end = torch.arange(batch.rests.shape[1], 0, -1, device=batch.rests.device)
+    return batch.rest_parts.masked_fill(from_end <= batch.output_lengths[:, None], int(Part.PAD))
+
+
+def _gist_parts(batch: Batch, width: int) -> Tensor:
+    """[batch, width]: each row's gist tokens, padded on the right."""
+    return torch.where(_columns(batch, width) < batch.k[:, None], int(Part.GIST), int(Part.PAD))
+
+
+def _columns(batch: Batch, width: int) -> Tensor:
+    """[batch, width]: the positions of gist tokens."""
+    return torch.arange(width, device=batch.k.device).expand(len(batch.k), -1)
+
+
+def _before_zero(parts: Tensor) -> Tensor:
+    """[batch, N]: positions of left-padded prompts, which end before zero."""
+    return left_positions(parts, -(parts != Part.PAD).sum(dim=1))
+
+
+def _zeros(batch: Batch) -> Tensor:
+    return torch.zeros_like(batch.k)
