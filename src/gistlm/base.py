@@ -1,13 +1,15 @@
 """Finding and loading the stock model under a checkpoint; knows nothing of gists.
 
 A base is named by a folder, by a hub id, or as `package:NAME/FILE.gguf`: a file that an installed Python
-package carries. Such a file is converted once and kept under `files.home()`.
+package carries. Such a file is converted once and kept under `files.home()`. Weights are read from safetensors; pickled
+ones only where they are asked for.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +30,8 @@ from gistlm.errors import (
 )
 from gistlm.files import home, sha256
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = "package:"
 _SAMPLES = 64
 
@@ -41,17 +45,24 @@ class Base(NamedTuple):
     """Of the weights as the files hold them, before any change of dtype."""
 
 
-def load_base(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
+def load_base(name: str, device: str | None, dtype: torch.dtype | None, *, torch_files: bool = False) -> Base:
     """A stock model in eval mode, its tokenizer and its fingerprint.
 
-    dtype: None keeps the file's own. Raises `ModelNotFoundError`, `ModelError` or `MissingDependencyError`.
+    dtype: None keeps the file's own. torch_files: also read pytorch_model*.bin, by torch's restricted unpickler, which
+    takes tensors and runs no code. Raises `ModelNotFoundError`, `ModelError` or `MissingDependencyError`.
     """
     place = check_device(device)
     try:
         folder = _unpacked(name) if name.startswith(PACKAGE) else name
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        model = kind.from_pretrained(
+            folder,
+            dtype="auto",
+            use_safetensors=None if torch_files else True,
+            weights_only=True,
+            trust_remote_code=False,
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except GistlmError:
         raise
@@ -108,12 +119,25 @@ def _explain(name: str, error: Exception) -> ModelError:
         return ModelNotFoundError(
             f"there is no model at {name}; give a folder, a hub id, or a name from: gistlm models"
         )
+    if _has_only_pickles(name, error):
+        return ModelError(
+            f"{name} has no safetensors, and gistlm opens no pickled weights (pytorch_model.bin); load it once with "
+            f"transformers and save it with save_pretrained, which writes safetensors; for a difference of the "
+            f"original project and its base, gistlm convert reads both kinds"
+        )
     if not Path(name).exists() and isinstance(error, OSError):
         return ModelNotFoundError(
             f"cannot find the model {name}: it is no folder here and the hub did not give it; "
             f"check the name, or choose one from: gistlm models"
         )
     return ModelError(f"cannot load the model {name}: {first_line}")
+
+
+def _has_only_pickles(name: str, error: Exception) -> bool:
+    folder = Path(name)
+    if folder.is_dir():
+        return any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
+    return "cannot be loaded with `safetensors`" in str(error)  # what transformers says of a hub repository
 
 
 def _unpacked(name: str) -> str:
@@ -131,6 +155,7 @@ def _unpacked(name: str) -> str:
     if not (target / "config.json").exists():
         if importlib.util.find_spec("gguf") is None:
             raise MissingDependencyError("gguf", f"the model {name}", "pip install 'gistlm[smollm2]'")
+        logger.info("converting %s for its first use; this is done once and takes up to a minute", file)
         _convert_gguf(source, file, target)
     return str(target)
 

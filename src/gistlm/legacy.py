@@ -58,9 +58,12 @@ def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | None) -> 
     what else cannot be loaded.
     """
     remedy = "add the base model to it with: gistlm convert --diff DIFFERENCE --base BASE -o OUTPUT"
-    has_weights = any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+    has_weights = any(file.suffix == ".safetensors" for file in folder.iterdir())
     if not has_weights and not _read_json(folder / "config.json").get("is_encoder_decoder"):
-        raise ModelError(f"{folder} holds no safetensors; if it is a difference to a base model's weights, {remedy}")
+        raise ModelError(
+            f"{folder} holds no safetensors; if it is a difference to a base model's weights, {remedy}; "
+            f"a whole model is written as safetensors by transformers' save_pretrained"
+        )
     loaded = _load(str(folder), device, dtype)
     if _is_difference(loaded.model):
         raise ModelError(f"{folder} holds no model but the difference to a base model's weights; {remedy}")
@@ -70,16 +73,17 @@ def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | None) -> 
 def convert(diff: str, base: str, output: str) -> Path:
     """Add the weights of ``base`` to the difference ``diff`` and write an ordinary gistlm checkpoint.
 
-    diff, base: folders or hub ids. output: a folder that does not exist yet; it appears whole, in float32, or
-    not at all. Returns its path. Raises `ModelError` when the two do not belong together.
+    diff, base: folders or hub ids. Their weights may be pytorch_model*.bin, as the original project's are: torch
+    reads these with weights_only=True, which runs no code. output: a folder that does not exist yet; it appears
+    whole, in float32, or not at all. Returns its path. Raises `ModelError` when the two do not belong together.
     """
     target = Path(output).expanduser()
     if target.exists():
         raise ModelError(f"{target} exists already; give a folder that does not")
-    tuned, tokenizer, _ = _load(diff, "cpu", torch.float32)
+    tuned, tokenizer, _ = _load(diff, "cpu", torch.float32, torch_files=True)
     if not _is_difference(tuned):
         raise ModelError(f"{diff} is no difference but a whole model; load it as it is")
-    stock, _, _ = load_base(base, "cpu", torch.float32)
+    stock, _, _ = load_base(base, "cpu", torch.float32, torch_files=True)
     if _is_difference(stock):
         raise ModelError(f"the base {base} is itself a difference; give the model that {diff} was made from")
     _add(tuned, stock, diff, base)
@@ -91,14 +95,14 @@ def convert(diff: str, base: str, output: str) -> Path:
         raise ModelError(f"cannot write the model to {target}: {error}") from error
 
 
-def _load(name: str, device: str | None, dtype: torch.dtype | None) -> Base:
+def _load(name: str, device: str | None, dtype: torch.dtype | None, *, torch_files: bool = False) -> Base:
     """The stock model and its tokenizer as it was in training."""
     old = not _has_file(name, "tokenizer.json")
     if old and _has_file(name, "tokenizer.model"):
         for package in ("sentencepiece", "google.protobuf"):
             if not _is_installed(package):
                 raise MissingDependencyError(package, f"the tokenizer of {name}", "pip install sentencepiece protobuf")
-    model, tokenizer, fingerprint = load_base(name, device, dtype)
+    model, tokenizer, fingerprint = load_base(name, device, dtype, torch_files=torch_files)
     known = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
     rows = embedding_weight(model).shape[0]
     index, token = known.get(GIST_TOKEN, (None, None))

@@ -1,5 +1,7 @@
 """The command line as a whole: help, version, exit codes, separate streams, and the generated page."""
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli.running import Process, Run, error_line
+from tiny import save_tiny, save_tiny_checkpoint
 
 import gistlm
 from gistlm.cli.app import COMMANDS, app
@@ -66,6 +69,31 @@ def test_a_real_model_prints_nothing_but_the_answer(process: Process, checkpoint
     assert (made.returncode, made.stderr) == (0, "")
     asked = process("generate", "-g", "x.gist", "--model", checkpoint, "-n", "4", "Hi", engine="transformers")
     assert (asked.returncode, asked.stderr) == (0, "")
+
+
+def test_the_first_use_of_a_packaged_model_is_said_on_stderr_and_the_next_is_silent(
+    real: Run, prompt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    for path, text in (
+        ("tiny_model/__init__.py", ""),
+        ("tiny_model/tiny.gguf", ""),
+        ("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"),
+    ):
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_text(text)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("GISTLM_HOME", str(tmp_path / "home"))
+    checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setattr("gistlm.base._convert_gguf", lambda source, file, target: save_tiny(target))
+    compress = ("compress", prompt, "-o", "x.gist", "--model", checkpoint, "--base", "package:tiny_model/tiny.gguf")
+    first = real(*compress, "--json")
+    assert first.exit_code == 0, first.output
+    assert first.stderr == "converting tiny.gguf for its first use; this is done once and takes up to a minute\n"
+    assert json.loads(first.stdout)["k"] == 4
+    again = real(*compress)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert logging.getLogger("gistlm").handlers == [], "a program that runs commands keeps its own logging"
 
 
 def test_an_unexpected_error_is_one_sentence_that_says_how_to_see_more(

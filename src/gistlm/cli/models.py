@@ -29,14 +29,17 @@ def models(as_json: JsonOption = False) -> None:
     if not found:
         print("none is shipped with this copy; train one with: gistlm train RECIPE.yaml")
         return
-    rows = [
-        [
-            entry["name"], entry["base"], entry["recipe"], str(entry["max_k"] or "?"), byte_count(entry["nbytes"]),
-            "yes" if entry["base_available"] else "no",
-        ]
-        for entry in found
-    ]  # fmt: skip
-    print_table(rows, header=["name", "base", "recipe", "most gist tokens", "on disk", "base here"])
+    for entry in found:
+        print_table(
+            [
+                ["base", entry["base"]],
+                ["base here", "yes" if entry["base_available"] else "no"],
+                ["recipe", entry["recipe"]],
+                ["gist tokens", f"1 to {entry['max_k']}" if entry["max_k"] else "?"],
+                ["on disk", byte_count(entry["nbytes"])],
+            ],
+            title=entry["name"],
+        )
 
 
 def _describe(name: str, folder: Path) -> dict[str, Any]:

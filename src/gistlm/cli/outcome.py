@@ -1,13 +1,15 @@
-"""How a command ends: exit codes, and errors as one sentence on stderr; knows no command."""
+"""What a command says on stderr, notes and errors of one sentence, and how it ends; knows no command."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
@@ -26,7 +28,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            with _notes_shown():
+                command(*args, **options)
             sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -48,6 +51,25 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 def say(sentence: str) -> None:
     """One line on stderr."""
     print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def _notes_shown() -> Iterator[None]:
+    """Meanwhile what gistlm's modules log is said on stderr, such as why a first use takes long."""
+    logger, notes = logging.getLogger("gistlm"), _Notes()
+    level = logger.level
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.setLevel(level)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
