@@ -88,7 +88,7 @@ class Settings:
     def config(self, dtype: str | None) -> TrainConfig:
         """The recipe that all conditions start from; it is checked, and never run as a whole."""
         return TrainConfig(
-            base=self.base, output="", data=[DataSource(self.data)], max_k=self.max_k, lora_rank=self.lora_rank,
+            base=self.base, output="unused", data=[DataSource(self.data)], max_k=self.max_k, lora_rank=self.lora_rank,
             steps=self.steps + 1, batch_size=self.batch_size, max_tokens=self.max_tokens,
             max_rest_tokens=self.max_rest_tokens, seed=self.seed, dtype=dtype,
         )  # fmt: skip

@@ -90,7 +90,7 @@ def one_run(recipe: Record, options: argparse.Namespace) -> Record:
 def gistlm(*words: object) -> None:
     """One command of the package, in a process of its own. Raises `DataError` when it fails."""
     command = [sys.executable, "-m", "gistlm", *map(str, words)]
-    if subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False).returncode:
+    if subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=sys.stderr, check=False).returncode:
         raise DataError(f"this command failed: {' '.join(command[1:])}")
 
 

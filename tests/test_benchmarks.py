@@ -132,9 +132,9 @@ def test_every_way_of_answering_makes_exactly_the_tokens_that_were_asked_for(con
     seen: list[int] = []
     generate = checkpoint.reader.generate
 
-    def counted(tokens: torch.Tensor, **options: Any) -> torch.Tensor:
-        output = generate(tokens, **options)
-        seen.append(output.shape[1] - tokens.shape[1])
+    def counted(inputs: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = generate(inputs, **options)
+        seen.append(output.shape[1] - inputs.shape[1])
         return output
 
     checkpoint.reader.generate = counted

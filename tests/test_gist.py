@@ -120,9 +120,9 @@ def test_info_is_plain_values_under_stable_keys() -> None:
     gist = make_gist(k=2, layers=3, width=4, prompt_tokens=30)
     info = gist.info()
     assert json.loads(json.dumps(info)) == info == {
-        "id": gist.id, "k": 2, "kind": "decoder", "layers": 3, "kv_heads": 2, "head_dim": 4, "dtype": "float32", "nbytes": 384,
-        "prompt_nbytes": 384 * 15, "compression": 15.0, "model": "5eed" * 16, "adapter": "ada0" * 16, "base": "tiny",
-        "prompt_sha256": "ab12" * 16, "prompt_tokens": 30, "start": 3,
+        "id": gist.id, "kind": "decoder", "k": 2, "layers": 3, "kv_heads": 2, "head_dim": 4, "dtype": "float32",
+        "nbytes": 384, "prompt_nbytes": 384 * 15, "compression": 15.0, "model": "5eed" * 16, "adapter": "ada0" * 16,
+        "base": "tiny", "prompt_sha256": "ab12" * 16, "prompt_tokens": 30, "start": 3,
     }  # fmt: skip
 
 

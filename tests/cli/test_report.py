@@ -11,7 +11,7 @@ def test_result_files_become_a_page_and_its_path_is_named(real: Run, tmp_path: P
     out = tmp_path / "page.html"
     done = real("report", RESULTS / "eval-retention.json", "-o", out)
     assert done.exit_code == 0, done.stderr
-    assert "page.html" in done.stdout.replace("\n", "")
+    assert done.stdout == f"{out}\n"
     assert "<h1>gistlm report</h1>" in out.read_text(encoding="utf-8")
 
 

@@ -122,7 +122,7 @@ def test_set_reads_numbers_lists_and_null_from_the_command_line(
     ("change", "said"),
     [
         ("stepps=3", "no option 'stepps'"),
-        ("steps=0", "steps must be 1 or more, got 0"),
+        ("steps=0", "steps must be a whole number of 1 or more, got 0"),
         ("data.1.path=x", "there is no data.1; data has 1 entries"),
         ("data.first.path=x", "there is no data.first"),
         ("data.0.colour=x", "no option 'colour'"),

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from gistlm.cli.show import print_table
-
 
 def report(
     results: Annotated[
@@ -28,5 +26,5 @@ def report(
     from gistlm.evaluation.render import write_report
     from gistlm.evaluation.report import gather
 
-    written = write_report(gather(results), output)
-    print_table([["written", str(path)] for path in written])
+    for path in write_report(gather(results), output):
+        print(path)
