@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from gistlm.evaluation import describe
 
 Call = Callable[[], object]
 
@@ -78,16 +79,13 @@ def peak_memory(call: Call) -> int | None:
 
 
 def machine(dtype: torch.dtype, device: torch.device) -> dict[str, object]:
-    """What figures depend on beside the code; the keys are stable."""
+    """`describe.machine` and what times depend on besides; the keys are stable."""
     return {
-        "cpu": _cpu(),
+        **describe.machine(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
 
 
@@ -115,12 +113,3 @@ def _status_bytes(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"the kernel does not tell {field}")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -123,3 +123,12 @@ def put_many(folder: Path, seeds: list[int], shared: str) -> None:
         store.put(gist, shared)
         read = store.get(shared)
         assert read is not None and read.id in set(store)
+
+
+def put_bounded(folder: Path, seeds: list[int], max_bytes: int) -> None:
+    """Put gists in a store of at most so many bytes, which other processes fill as well."""
+    store = DiskStore(folder, max_bytes)
+    for seed in seeds:
+        store.put(make_gist(seed), "shared")
+        read = store.get("shared")  # may have been let go for others' gists
+        assert read is None or read.k == 2

@@ -12,7 +12,7 @@ import pytest
 from gists import files_below
 
 from gistlm import files
-from gistlm.files import home, remove_abandoned, sha256, write_atomically
+from gistlm.files import home, reason, remove_abandoned, sha256, write_atomically
 
 
 def test_a_file_is_written_in_folders_that_did_not_exist(tmp_path: Path) -> None:
@@ -137,3 +137,9 @@ def test_the_home_folder_is_the_environments_or_in_the_users_cache(monkeypatch: 
     assert home() == Path("/somewhere")
     monkeypatch.setenv("GISTLM_HOME", "")
     assert home() == Path.home() / ".cache" / "gistlm"
+
+
+def test_an_errors_reason_is_the_systems_sentence_without_number_and_path() -> None:
+    assert reason(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"
+    assert reason(OSError("no words of the system")) == "no words of the system"
+    assert reason(ValueError("embedded null byte")) == "embedded null byte"

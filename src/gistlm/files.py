@@ -1,4 +1,4 @@
-"""Reading bounded files and writing whole ones; knows nothing of what is in them."""
+"""Where files are kept, writing them whole, and why one could not be read; knows nothing of what is in them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ _TEMPORARY = re.compile(r"\.gistlm-[0-9a-f]{16}\.tmp")
 def home() -> Path:
     """The folder for what gistlm keeps between runs: $GISTLM_HOME, or ~/.cache/gistlm."""
     return Path(os.environ.get("GISTLM_HOME") or Path.home() / ".cache" / "gistlm")
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read or written, in the system's words where it has any."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

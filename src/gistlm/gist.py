@@ -21,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from gistlm.errors import GistFileError, GistMismatchError, InputError
-from gistlm.files import sha256, write_atomically
+from gistlm.files import reason, sha256, write_atomically
 
 FORMAT = "gistlm.gist"
 VERSION = 1
@@ -164,7 +164,7 @@ class Gist:
         try:
             write_atomically(path, self.to_bytes())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise GistFileError(f"cannot write the gist to {path}: {_reason(error)}") from error
+            raise GistFileError(f"cannot write the gist to {path}: {reason(error)}") from error
         return path
 
     @classmethod
@@ -183,7 +183,7 @@ class Gist:
                 f"there is no gist at {path}; make one with: gistlm compress PROMPT.txt -o {path}"
             ) from None
         except (OSError, ValueError) as error:
-            raise GistFileError(f"cannot read the gist at {path}: {_reason(error)}") from error
+            raise GistFileError(f"cannot read the gist at {path}: {reason(error)}") from error
         return cls.from_bytes(data, str(path))
 
     def to_bytes(self) -> bytes:
@@ -277,10 +277,6 @@ class Gist:
 
     def _metadata(self) -> str:
         return json.dumps(asdict(self.provenance), sort_keys=True)
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _content_hash(tensors: dict[str, Tensor], metadata: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
 from gistlm.errors import InputError, ModelError
+from gistlm.files import sha256
 
 
 class Message(TypedDict):
@@ -160,6 +161,10 @@ class PromptTokenizer:
         if not prompt.strip():
             raise InputError("the prompt is empty; give the text that is to be compressed")
         return self.opening_ids + self._encode(self.format.prompt, prompt)
+
+    def prompt_sha256(self, prompt: str) -> str:
+        """The hash of `prompt_ids`, as the prompt's gists hold it."""
+        return sha256(*(index.to_bytes(4, "little") for index in self.prompt_ids(prompt)))
 
     def rest_ids(self, request: Input) -> list[int]:
         """All that follows the gist, up to where the answer begins."""

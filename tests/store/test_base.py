@@ -12,7 +12,10 @@ import pytest
 from gists import make_gist
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_checkpoint
 
+import gistlm.store
+from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.store.base import STORES, check_name, is_id, open_store, request_name
 from gistlm.store.disk import DiskStore
@@ -52,26 +55,51 @@ def test_any_text_is_an_id_a_name_or_a_typed_error(text: str) -> None:
 
 
 def test_a_requests_name_is_fixed_and_differs_for_every_part_of_it() -> None:
-    parts = ("ab" * 32, 4, "model", "adapter")
+    parts = ("ab" * 32, 4, "model", "adapter", "float32")
     name = request_name(*parts)
     assert name == request_name(*parts)
     check_name(name)
     others = [
-        ("cd" * 32, 4, "model", "adapter"),
-        ("ab" * 32, 5, "model", "adapter"),
-        ("ab" * 32, 4, "modela", "dapter"),
+        ("cd" * 32, 4, "model", "adapter", "float32"),
+        ("ab" * 32, 5, "model", "adapter", "float32"),
+        ("ab" * 32, 4, "modela", "dapter", "float32"),
+        ("ab" * 32, 4, "model", "adapter", "bfloat16"),
     ]
-    assert len({name, *(request_name(*other) for other in others)}) == 4
+    assert len({name, *(request_name(*other) for other in others)}) == 5
 
 
 def test_a_gist_put_under_its_requests_name_is_found_before_compressing(tmp_path: Path) -> None:
-    gist = make_gist(k=4)
-    made_by = gist.provenance
+    model, other = GistModel(tiny_checkpoint()), GistModel(tiny_checkpoint("qwen2"))
+    gist = model.compress("Be brief.", 4)
     for store in (MemoryStore(), DiskStore(tmp_path)):
-        store.put(gist, request_name(made_by.prompt_sha256, gist.k, made_by.model, made_by.adapter))
-        found = store.get(request_name(made_by.prompt_sha256, 4, made_by.model, made_by.adapter))
+        info = gist.info()
+        store.put(gist, request_name(*(info[part] for part in ("prompt_sha256", "k", "model", "adapter", "dtype"))))
+        found = store.get(model.request_name("Be brief.", 4))
         assert found is not None and found.id == gist.id
-        assert store.get(request_name(made_by.prompt_sha256, 5, made_by.model, made_by.adapter)) is None
+        assert store.get(model.request_name("Be brief.", 5)) is None
+        assert store.get(model.request_name("Be very brief.", 4)) is None
+        assert store.get(other.request_name("Be brief.", 4)) is None
+
+
+def test_what_cannot_be_compressed_has_no_name() -> None:
+    model = GistModel(tiny_checkpoint())
+    for prompt, k in (("Be brief.", 0), ("Be brief.", model.max_k + 1), (" ", 4), (7, 4)):
+        with pytest.raises(InputError):
+            model.request_name(prompt, k)  # type: ignore[arg-type]
+
+
+def test_the_package_of_stores_gives_what_its_users_need() -> None:
+    assert gistlm.store.__all__ == ["Store", "open_store", "request_name"]
+    assert gistlm.store.open_store is open_store and gistlm.store.request_name is request_name
+
+
+def test_every_store_takes_a_bound_in_bytes(tmp_path: Path) -> None:
+    for location in ("memory://", str(tmp_path)):
+        store = open_store(location, max_bytes=10_000)
+        assert isinstance(store, (MemoryStore, DiskStore)) and store.max_bytes == 10_000
+        for wrong in (0, -1):
+            with pytest.raises(InputError, match="max_bytes must be 1 or more"):
+                open_store(location, max_bytes=wrong)
 
 
 def test_a_location_is_a_folder_a_file_url_or_memory(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from gists import files_below, killed_at, make_gist, moments_of_a_save, put_in_turn, put_many, run_together
+from gists import files_below, killed_at, make_gist, moments_of_a_save, put_bounded, put_in_turn, put_many, run_together
 from store_rules import check_against_dict, check_refuses
 
 from gistlm.errors import GistFileError, InputError, StoreError
@@ -68,6 +68,73 @@ def test_names_that_differ_only_in_case_are_two_names(tmp_path: Path) -> None:
     assert first is not None and second is not None
     assert (first.id, second.id) == (A.id, B.id)
     assert len({path.name.lower() for path in (tmp_path / "names").rglob("*") if path.is_file()}) == 2
+
+
+# A bound
+
+
+def size_of(gist: Gist) -> int:
+    return len(gist.to_bytes())
+
+
+def set_ages(folder: Path, *gists: Gist) -> None:
+    """Let these gists have been used long ago, the first the longest."""
+    for number, gist in enumerate(gists):
+        os.utime(object_file(folder, gist), (1000 + number, 1000 + number))
+
+
+def test_a_bounded_store_lets_the_least_recently_used_gist_go_first(tmp_path: Path) -> None:
+    gists = [make_gist(seed) for seed in range(5)]
+    store = DiskStore(tmp_path, max_bytes=3 * size_of(A))
+    for number, gist in enumerate(gists[:3]):
+        store.put(gist, f"n{number}")
+    set_ages(tmp_path, *gists[:3])
+    assert store.get("n0") is not None  # a use
+    assert "n1" in store  # none
+    store.put(gists[3])
+    assert set(store) == {gists[number].id for number in (0, 2, 3)}
+    assert store.get("n1") is None and "n1" not in store
+    set_ages(tmp_path, gists[3], gists[0], gists[2])
+    store.put(gists[4])
+    assert set(store) == {gists[number].id for number in (0, 2, 4)}
+
+
+def test_the_gist_that_is_put_stays_even_when_its_clock_is_behind(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, max_bytes=size_of(A))
+    store.put(A)
+    os.utime(object_file(tmp_path, A), (time.time() + 9999, time.time() + 9999))
+    store.put(B)
+    assert list(store) == [B.id]
+
+
+def test_a_gist_larger_than_the_bound_is_refused_and_nothing_leaves(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, max_bytes=size_of(A))
+    store.put(A, "a")
+    with pytest.raises(StoreError, match=r"the store holds .* in all; shorten the gist or raise max_bytes"):
+        store.put(make_gist(3, k=40), "a")
+    found = store.get("a")
+    assert found is not None and found.id == A.id
+
+
+def test_a_store_without_a_bound_keeps_what_a_bounded_one_on_the_folder_would_not(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    gists = [make_gist(seed) for seed in range(6)]
+    for gist in gists:
+        store.put(gist)
+    assert len(store) == 6
+    DiskStore(tmp_path, max_bytes=2 * size_of(A)).put(gists[5])
+    assert len(store) == 2 and gists[5].id in store
+
+
+def test_processes_that_share_a_bounded_store_leave_whole_gists_within_the_bound(tmp_path: Path) -> None:
+    bound = 6 * size_of(A)
+    seeds = [list(range(10 * process, 10 * process + 10)) for process in range(4)]
+    assert run_together(put_bounded, [(tmp_path, each, bound) for each in seeds]) == [0] * 4
+    store = DiskStore(tmp_path, bound)
+    store.put(A)
+    assert A.id in store and 1 <= len(store) <= 6
+    assert all(store.get(key) is not None for key in store)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 # Several processes, and kills

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from gistlm.errors import InputError
+from gistlm.files import reason
 
 STDIN = "-"
 MAX_BYTES = 64 << 20
@@ -51,7 +52,7 @@ def _read(source: str) -> bytes:
     except FileNotFoundError:
         raise InputError(f"there is no file {source}; give the path of a text file, or - for stdin") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"cannot read {source}: {reason(error)}") from error
     if len(data) > MAX_BYTES:
         raise InputError(f"{_name(source)} has more than {MAX_BYTES >> 20} MiB; no model has room for that much text")
     return data

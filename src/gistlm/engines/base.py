@@ -117,6 +117,11 @@ class Completion:
 class Engine(ABC):
     """A model that can compress prompts and answer over gists."""
 
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, name: str, /, *args: Any, **options: Any) -> Engine:
+        """The engine on a checkpoint; `load_engine` gives base, device and dtype, each None for the default."""
+
     @abstractmethod
     def compress(self, prompt: str | Sequence[str], k: int) -> Gist | list[Gist]:
         """One gist of k tokens, or one per prompt."""
@@ -182,8 +187,8 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
     if name not in ENGINES:
         raise InputError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
     module, _, kind = ENGINES[name].partition(":")
-    engine: Engine = getattr(importlib.import_module(module), kind).from_pretrained(model, **options)
-    return engine
+    found: type[Engine] = getattr(importlib.import_module(module), kind)
+    return found.from_pretrained(model, **options)
 
 
 def make_requests(

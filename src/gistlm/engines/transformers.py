@@ -17,7 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import compress
+from gistlm.compress import check_k, compress
 from gistlm.engines.base import (
     Completion,
     Engine,
@@ -34,6 +34,7 @@ from gistlm.engines.layout import Layout, Prepared
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
 from gistlm.prompt import Input
+from gistlm.store.base import request_name
 
 
 class GistModel(Engine):
@@ -96,6 +97,15 @@ class GistModel(Engine):
         with self._lock:
             gists = [gist for some in self._batches(prompts) for gist in compress(self.checkpoint, some, k)]
         return gists[0] if isinstance(prompt, str) else gists
+
+    def request_name(self, prompt: str, k: int = 4) -> str:
+        """The name for this prompt's gist of k tokens in a store, to look it up under before compressing.
+
+        It is the same in every process with this checkpoint and dtype. Raises `InputError` as `compress` does.
+        """
+        check_k(k, self.max_k)
+        digest, dtype = self.checkpoint.prompts.prompt_sha256(prompt), str(self.dtype).removeprefix("torch.")
+        return request_name(digest, k, self.checkpoint.fingerprint, self.checkpoint.adapter_fingerprint, dtype)
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Answers in the requests' order; requests with gists, prompts and neither may be mixed."""

@@ -84,12 +84,12 @@ def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What ran it."""
+    """What figures depend on beside the code; benchmarks use it too."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

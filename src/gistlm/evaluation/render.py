@@ -14,7 +14,7 @@ from pathlib import Path
 from gistlm.errors import DataError
 from gistlm.evaluation import plots, report
 from gistlm.evaluation.report import Result
-from gistlm.files import write_atomically
+from gistlm.files import reason, write_atomically
 
 HEADING = "gistlm report"
 _STYLE = """
@@ -43,8 +43,7 @@ def write_report(results: Sequence[Result], path: Path) -> list[Path]:
     try:
         return write(results, path)
     except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise DataError(f"cannot write the report to {path}: {reason}; name another file") from error
+        raise DataError(f"cannot write the report to {path}: {reason(error)}; name another file") from error
 
 
 def _write_html(results: Sequence[Result], path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gistlm.errors import DataError
-from gistlm.files import write_atomically
+from gistlm.files import reason, write_atomically
 
 FORMAT = "gistlm.eval"
 VERSION = 1
@@ -111,7 +111,7 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
     try:
         write_atomically(Path(path), content.encode())
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise DataError(f"cannot write the results to {path}: {_reason(error)}; name another file") from error
+        raise DataError(f"cannot write the results to {path}: {reason(error)}; name another file") from error
     return Path(path)
 
 
@@ -123,7 +123,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"there is no result at {path}; make one with: gistlm eval --json {path}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the result {path}: {_reason(error)}") from error
+        raise DataError(f"cannot read the result {path}: {reason(error)}") from error
     if len(content) > MAX_BYTES:
         raise DataError(f"{path} has more than {MAX_BYTES >> 20} MiB; a result of `gistlm eval` is smaller")
     try:
@@ -193,7 +193,3 @@ def _refuse(where: str, expected: str, value: Any) -> NoReturn:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -19,7 +19,7 @@ STORES = {
     "file": "gistlm.store.disk:DiskStore",
     "memory": "gistlm.store.memory:MemoryStore",
 }
-"""scheme -> module:class, loaded when asked for. A class has a classmethod `open(location, **options)`."""
+"""scheme -> module:class, loaded when asked for."""
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
@@ -32,6 +32,14 @@ class Store(ABC):
     that takes a key raises `InputError` for anything else, and `StoreError` when the store cannot be read or
     written. A store is safe to use from several threads. An empty store is falsy, as any container is.
     """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, location: str, *, max_bytes: int | None = None) -> Store:
+        """The store at a location of its scheme; a subclass may take further options.
+
+        max_bytes bounds what it keeps, the least recently used gists leaving first; None is the store's own default.
+        """
 
     @abstractmethod
     def put(self, gist: Gist, name: str | None = None) -> str:
@@ -65,7 +73,7 @@ class Store(ABC):
 
 
 def open_store(location: str | Path, **options: Any) -> Store:
-    """Open a store: a folder, ``file:///folder``, or ``memory://``; ``options`` are the store's own.
+    """Open a store: a folder, ``file:///folder``, or ``memory://``; for ``options`` see `Store.open`.
 
     Raises `InputError` for a scheme that is not in `STORES`.
     """
@@ -77,16 +85,17 @@ def open_store(location: str | Path, **options: Any) -> Store:
             f"there is no store for {scheme}:// locations; give a folder, or one of {', '.join(STORES)}://"
         )
     module, _, kind = STORES[scheme].partition(":")
-    store: Store = getattr(importlib.import_module(module), kind).open(str(location), **options)
-    return store
+    found: type[Store] = getattr(importlib.import_module(module), kind)
+    return found.open(str(location), **options)
 
 
-def request_name(prompt_sha256: str, k: int, model: str, adapter: str) -> str:
+def request_name(prompt_sha256: str, k: int, model: str, adapter: str, dtype: str) -> str:
     """The name of "this prompt at this k under this checkpoint", to look a gist up before compressing.
 
-    prompt_sha256, model and adapter are what the gist's `GistInfo` holds under these names.
+    All are what `Gist.info` says of that gist under these names. `GistModel.request_name` makes it of a prompt.
     """
-    return f"request-{sha256(prompt_sha256.encode(), str(k).encode(), model.encode(), adapter.encode())}"
+    parts = prompt_sha256, str(k), model, adapter, dtype
+    return f"request-{sha256(*(part.encode() for part in parts))}"
 
 
 def is_id(key: str) -> bool:

@@ -4,21 +4,23 @@
     names/01/0123...89          a pointer: the id and the name, in a file named by the name's hash
 
 Every file is put in place whole by a rename, so that no lock is needed: a reader, or a kill, finds the old file
-or the new one. Nothing is evicted. Files that are not the store's are left alone.
+or the new one. Nothing is evicted unless the store is opened with ``max_bytes``. Files that are not the store's are
+left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from gistlm.errors import GistFileError, InputError, StoreError
-from gistlm.files import remove_abandoned, write_atomically
+from gistlm.files import reason, remove_abandoned, write_atomically
 from gistlm.gist import Gist
 from gistlm.store.base import Store, check_name, is_id
 
@@ -32,11 +34,18 @@ class DiskStore(Store):
     """A folder of gists, made if it is missing.
 
     The folder itself may be a symbolic link; one inside it is refused with `StoreError`, so that no key leads out.
+
+    max_bytes bounds the gists' files: `put` then deletes the least recently used ones until the rest fits, and `get`
+    counts as a use. The bound is this object's: others on the folder may have another or none. Each put reads the
+    folder. A name whose gist has left leads nowhere; its file of under 300 bytes stays until `delete`.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, max_bytes: int | None = None) -> None:
         if not str(folder):
             raise InputError("a disk store needs a folder; the current one is .")
+        if max_bytes is not None and max_bytes < 1:
+            raise InputError(f"max_bytes must be 1 or more, got {max_bytes}")
+        self.max_bytes = max_bytes
         path = Path(folder).expanduser()
         with _explained("open", path):
             path.mkdir(parents=True, exist_ok=True)
@@ -45,22 +54,30 @@ class DiskStore(Store):
                 remove_abandoned(each)
 
     @classmethod
-    def open(cls, location: str) -> DiskStore:
+    def open(cls, location: str, *, max_bytes: int | None = None) -> DiskStore:
         """The store in a folder, given as a path or as file:///path."""
         if not location.startswith("file://"):
-            return cls(location)
+            return cls(location, max_bytes)
         parts = urlsplit(location)
         if parts.netloc not in ("", "localhost"):
             raise InputError(f"{location} names another machine; a folder here has three slashes: file:///folder")
-        return cls(url2pathname(parts.path))
+        return cls(url2pathname(parts.path), max_bytes)
 
     def put(self, gist: Gist, name: str | None = None) -> str:
         """See `Store.put`. Always writes, so a damaged file of this gist is repaired."""
         if name is not None:
             check_name(name)
-        self._write(self._object(gist.id), gist.to_bytes())
+        data = gist.to_bytes()
+        if self.max_bytes is not None and len(data) > self.max_bytes:
+            raise StoreError(
+                f"this gist's file has {len(data):,} bytes, the store holds {self.max_bytes:,} in all; "
+                f"shorten the gist or raise max_bytes"
+            )
+        self._write(self._object(gist.id), data)
         if name is not None:
             self._write(self._pointer(name), f"{gist.id} {name}\n".encode())
+        if self.max_bytes is not None:
+            self._evict(self.max_bytes, keep=gist.id)
         return gist.id
 
     def get(self, key: str) -> Gist | None:
@@ -76,6 +93,9 @@ class DiskStore(Store):
             raise
         if gist.id != path.stem:
             raise GistFileError(f"{path} is damaged: it holds another gist, {gist.id}")
+        if self.max_bytes is not None:
+            with suppress(OSError):  # deleted a moment ago, or a folder that may only be read
+                os.utime(path)
         return gist
 
     def delete(self, key: str) -> bool:
@@ -94,16 +114,36 @@ class DiskStore(Store):
 
     def __iter__(self) -> Iterator[str]:
         """See `Store.__iter__`. Gists that come or go meanwhile may be missed."""
+        return (path.stem for path in self._objects())
+
+    def __len__(self) -> int:
+        """See `Store.__len__`. Reads the folder."""
+        return sum(1 for _ in self)
+
+    def _objects(self) -> Iterator[Path]:
         for folder in self._folders("objects"):
             with _explained("read", folder):
                 files = [path for path in folder.iterdir() if _OBJECT.fullmatch(path.name)]
             for path in files:
                 if path.name.startswith(folder.name) and path.is_file() and not path.is_symlink():
-                    yield path.stem
+                    yield path
 
-    def __len__(self) -> int:
-        """See `Store.__len__`. Reads the folder."""
-        return sum(1 for _ in self)
+    def _evict(self, max_bytes: int, keep: str) -> None:
+        """Delete the least recently used gists but ``keep`` until the rest fits; others may do so at the same time."""
+        used = []
+        for path in self._objects():
+            with _explained("read", path), suppress(FileNotFoundError):
+                status = path.stat()
+                used.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in used)
+        for seen, size, path in sorted(used):
+            if total <= max_bytes:
+                return
+            with _explained("delete", path), suppress(FileNotFoundError):
+                if path.stem == keep or path.stat().st_mtime_ns != seen:  # another process has used it since
+                    continue
+                path.unlink()
+            total -= size
 
     def _find(self, key: str) -> Path | None:
         """The object's file, if it exists."""
@@ -162,5 +202,4 @@ def _explained(deed: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in the path; RuntimeError: no home for ~
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise StoreError(f"cannot {deed} {path} in the store: {reason}") from error
+        raise StoreError(f"cannot {deed} {path} in the store: {reason(error)}") from error

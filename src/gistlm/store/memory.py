@@ -38,11 +38,11 @@ class MemoryStore(Store):
         self._lock = Lock()
 
     @classmethod
-    def open(cls, location: str, max_bytes: int = 1 << 30) -> MemoryStore:
-        """A new, empty store for ``memory://``."""
+    def open(cls, location: str, *, max_bytes: int | None = None) -> MemoryStore:
+        """A new, empty store for ``memory://``, by default of 1 GiB."""
         if location != "memory://":
             raise InputError(f"a memory store has no location of its own: write memory://, not {location}")
-        return cls(max_bytes)
+        return cls() if max_bytes is None else cls(max_bytes)
 
     def put(self, gist: Gist, name: str | None = None) -> str:
         """See `Store.put`."""
