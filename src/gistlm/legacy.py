@@ -5,7 +5,7 @@ Two things must be known to read its LLaMA checkpoints as they were trained. The
 differences to the base model's weights, to which `convert` adds the base. And folders without a
 tokenizer.json were trained with a tokenizer that dropped the newlines around <GIST>, always began with BOS,
 and took each text after a special token for the start of a sentence.
-Only decoder-only checkpoints are read. Knows nothing of gists or generation.
+Knows nothing of gists or generation.
 """
 
 from __future__ import annotations
