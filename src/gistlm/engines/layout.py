@@ -151,7 +151,10 @@ def _cached_layer(
 ) -> Tensor:
     """One layer's keys (side 0) or values (1): [batch, kv_heads, width, head_dim], zero where nothing is."""
     own = [None if gist is None else (gist.keys, gist.values)[side][layer].to(device) for gist in gists]
-    empty = next(row for row in own if row is not None)[:, :0]
-    before = opening[layer][side][0] if opening else empty
+    held = [row for row in own if row is not None]
+    before = opening[layer][side][0] if opening else held[0][:, :0]
+    if len(held) == len(own) and all(before.shape[1] + row.shape[1] == width for row in held):  # nothing to pad
+        return torch.cat([before.expand(len(held), -1, -1, -1), torch.stack(held)], dim=2)
+    empty = held[0][:, :0]
     whole = [empty if row is None else torch.cat([before, row], dim=1) for row in own]
     return torch.stack([F.pad(row, (0, 0, width - row.shape[1], 0)) for row in whole])
