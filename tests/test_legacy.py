@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 
 from gistlm import legacy
 from gistlm.engines.transformers import GistModel
-from gistlm.errors import MissingDependencyError, ModelError, UnsupportedModelError
+from gistlm.errors import MissingDependencyError, ModelError
 from gistlm.legacy import is_legacy
 
 WITH_SPECIAL = ("Mind <GIST> and <s> and </s>.", "what is <GIST>?")
@@ -193,14 +193,42 @@ def test_a_pipe_or_an_oversized_file_is_not_read(tmp_path: Path, monkeypatch: py
 # What cannot be read
 
 
-def test_an_encoder_decoder_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_encoder_decoder_checkpoint_answers_as_the_stock_model_does_over_its_repeated_gist_token(
+    tmp_path: Path,
+) -> None:
+    """The shape of flan-t5-xxl-gist-1: one <GIST> at the vocabulary's end, no "Output:" in the template."""
     tokenizer = sentencepiece_like()
     tokenizer.add_special_tokens({"additional_special_tokens": [GIST]})
-    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        initializer_factor=4.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    stock = T5ForConditionalGeneration(config).eval()
+    stock.save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
-    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        GistModel.from_pretrained(tmp_path / "t5")
+    model = GistModel.from_pretrained(tmp_path / "t5", device="cpu")
+
+    prompts, k, gist_id = model.checkpoint.prompts, 3, len(tokenizer) - 1
+    assert model.checkpoint.config.recipe == "paper" and model.checkpoint.gist_token_ids == (gist_id,)
+    for instruction, text, output in CASES:
+        p, r = prompts.prompt_ids(instruction), prompts.rest_ids(text)
+        assert prompts.decode(p).strip() == f"Instruction: {instruction}"
+        assert r[-1] == tokenizer.eos_token_id and "Output" not in prompts.decode(r)
+        ids = torch.tensor([[*p, *[gist_id] * k, *r]])
+        kinds = torch.tensor([0] * len(p) + [1] * k + [2] * len(r))
+        seen = (kinds[:, None] <= 1) & (kinds <= 1) | (kinds[:, None] == 2) & (kinds >= 1)
+        targets = prompts.output_ids(output)
+        with torch.no_grad():
+            states = stock.encoder(input_ids=ids, attention_mask=torch.where(seen, 0.0, -1e30)[None, None])
+            logits = stock(
+                encoder_outputs=states,
+                attention_mask=(kinds >= 1).long()[None],
+                decoder_input_ids=torch.tensor([[0, *targets[:-1]]]),
+            ).logits[0]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(targets)[:, None])[:, 0]
+        mine = model.score(text, output, model.compress(instruction, k=k))
+        torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
 
 
 def test_a_tokenizer_and_a_model_that_disagree_are_refused(tmp_path: Path) -> None:

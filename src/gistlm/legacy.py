@@ -127,12 +127,13 @@ def _checkpoint(base: Base, name: str) -> Checkpoint:
     index = torch.tensor([tokenizer.convert_tokens_to_ids(GIST_TOKEN)], device=model.device)
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(index).repeat(MAX_K, 1)
-    return Checkpoint(config, model, model, embeddings, PromptTokenizer(tokenizer, _format(tokenizer)))
+    prompts = PromptTokenizer(tokenizer, _format(tokenizer, model.config.is_encoder_decoder))
+    return Checkpoint(config, model, model, embeddings, prompts)
 
 
-def _format(tokenizer: Any) -> PromptFormat:
+def _format(tokenizer: Any, encodes: bool) -> PromptFormat:
     """The paper's format, without the newlines that the tokenizer dropped beside <GIST>."""
-    paper = paper_format(tokenizer)
+    paper = paper_format(tokenizer, encodes)
     token = tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids(GIST_TOKEN)]
     if token.lstrip:
         paper = replace(paper, prompt=paper.prompt.rstrip())
@@ -142,6 +143,8 @@ def _format(tokenizer: Any) -> PromptFormat:
 
 
 def _is_difference(model: PreTrainedModel) -> bool:
+    if model.config.is_encoder_decoder:
+        return False  # those were published whole, and T5's norms may be small
     norms = [weight for name, weight in model.named_parameters() if weight.dim() == 1 and name.endswith("norm.weight")]
     return bool(norms) and max(float(weight.detach().float().abs().mean()) for weight in norms) < DIFFERENCE_NORM
 

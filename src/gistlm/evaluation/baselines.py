@@ -16,7 +16,7 @@ Words are encoded again, as a shorter prompt; pooled and last are cut from the w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
 from gistlm.compress import KeyValues, column_mask, compress, key_values_of, left_pad, left_positions
+from gistlm.encoder import encode
+from gistlm.errors import UnsupportedModelError
 from gistlm.evaluation import words
 from gistlm.evaluation.rotary import frequencies, rotate
 from gistlm.files import sha256
@@ -55,8 +57,10 @@ def make_baseline(name: str, source: Source) -> Maker:
 
 def _truncation(source: Source) -> Maker:
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
-        whole = _encoded_prefix(source.checkpoint, prompts, _ids(source.checkpoint, prompts), max(ks), "truncation")
-        return _nested(whole, ks)
+        checkpoint, ids = source.checkpoint, _ids(source.checkpoint, prompts)
+        if checkpoint.architecture.encodes:
+            return {k: _encoded_prefix(checkpoint, prompts, ids, k, "truncation") for k in ks}
+        return _nested(_encoded_prefix(checkpoint, prompts, ids, max(ks), "truncation"), ks)
 
     return make
 
@@ -86,6 +90,7 @@ def _keywords(checkpoint: Checkpoint, rank: words.Rank, name: str) -> Maker:
 
 
 def _pooled(source: Source) -> Maker:
+    _refuse_encoders(source.checkpoint, "an encoder's keys have no positions to be turned to")
     checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
     by_layer = frequencies(checkpoint)
 
@@ -123,6 +128,7 @@ def _pool(keys: Tensor, values: Tensor, k: int, h: int, inverse: Tensor) -> tupl
 
 
 def _last(source: Source) -> Maker:
+    _refuse_encoders(source.checkpoint, "an encoder has no attention sinks and no causal end to keep")
     checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
     absolute = checkpoint.architecture.numbering == "absolute"
 
@@ -149,9 +155,16 @@ def _untrained(source: Source) -> Maker:
     fresh.fingerprint = known.fingerprint  # the same reader reads these gists
 
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        if fresh.architecture.encodes:
+            return {k: compress(fresh, prompts, k) for k in ks}
         return _nested(compress(fresh, prompts, max(ks)), ks)
 
     return make
+
+
+def _refuse_encoders(checkpoint: Checkpoint, why: str) -> None:
+    if checkpoint.architecture.encodes:
+        raise UnsupportedModelError(why)
 
 
 BASELINES: dict[str, Callable[[Source], Maker]] = {
@@ -175,9 +188,24 @@ def _encoded_prefix(
     """At most k tokens behind the visible opening, encoded as a prompt of their own from position 0."""
     h = checkpoint.opening_tokens
     kept = [row[: h + k] for row in ids]
+    if checkpoint.architecture.encodes:
+        return _encoded_alone(checkpoint, prompts, kept, name)
     cache = _encode(checkpoint, kept, [0] * len(kept))
     return [
         _gist(checkpoint, _row(cache, row, len(kept[row]) - h), prompt, name, h) for row, prompt in enumerate(prompts)
+    ]
+
+
+def _encoded_alone(checkpoint: Checkpoint, prompts: Sequence[str], ids: Sequence[list[int]], name: str) -> list[Gist]:
+    """Token ids through the encoder on their own, from position 0."""
+    tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
+    positions = left_positions(parts, torch.zeros(len(ids), dtype=torch.long, device=tokens.device))
+    with torch.no_grad():
+        embeddings = checkpoint.reader.get_input_embeddings()(tokens)
+        states, cache = encode(checkpoint.reader.get_encoder(), embeddings, parts, positions)
+    return [
+        replace(_gist(checkpoint, _row(cache, row, len(own)), prompt, name, 0), states=states[row, -len(own) :].clone())
+        for row, (own, prompt) in enumerate(zip(ids, prompts, strict=True))
     ]
 
 

@@ -63,7 +63,9 @@ class Conditions:
         return made
 
     def _gists(self, prompts: Sequence[str]) -> dict[int, list[Gist]]:
-        """Every prompt compressed once, at the largest k: its first tokens are the shorter gists."""
+        """Every prompt compressed once, at the largest k, to be shortened; for an encoder at every k."""
+        if self.engine.checkpoint.architecture.encodes:
+            return {k: list(self.engine.compress(list(prompts), k)) for k in self.ks}  # type: ignore[arg-type]
         longest: list[Gist] = self.engine.compress(list(prompts), max(self.ks))  # type: ignore[assignment]
         return {k: [gist.shorten(k) for gist in longest] for k in self.ks}
 

@@ -22,6 +22,13 @@ from gistlm.training.data import DataSource
 from gistlm.training.limits import Allowed, check_fields
 from gistlm.training.objectives import Weights
 
+_WEIGHTS = (
+    "distillation_weight",
+    "input_weight",
+    "cross_entropy_weight",
+    "full_prompt_weight",
+    "reconstruction_weight",
+)
 _WHOLE, _SOME = Allowed(int, 1), Allowed(int, 1, optional=True)
 _WEIGHT, _FLAG = Allowed(float, 0), Allowed(bool, optional=True)
 _ALLOWED = {
@@ -30,7 +37,7 @@ _ALLOWED = {
     **dict.fromkeys(("max_k", "steps", "batch_size", "max_tokens", "save_every"), _WHOLE),
     **dict.fromkeys(("fixed_k", "lora_rank", "stop_after", "max_rest_tokens", "threads"), _SOME),
     **dict.fromkeys(("learning_rate", "gist_learning_rate"), _WEIGHT),
-    **dict.fromkeys(("distillation_weight", "input_weight", "cross_entropy_weight", "reconstruction_weight"), _WEIGHT),
+    **dict.fromkeys(_WEIGHTS, _WEIGHT),
     **dict.fromkeys(("anchored", "opening_visible"), _FLAG),
     "warmup": Allowed(float, 0, 1),
     "validation_rows": Allowed(int, 0),
@@ -95,6 +102,8 @@ class TrainConfig:
     """frozen only: weight of the KL to the full-prompt model."""
     cross_entropy_weight: float = 0.0
     """frozen only: weight of the outputs' cross-entropy added to the KL."""
+    full_prompt_weight: float = 0.0
+    """paper only: weight of the same loss under the full prompt, so that the model goes on to answer full prompts."""
     reconstruction_weight: float = 0.0
     """frozen only: weight of the cross-entropy of the prompt's first 64 tokens, read out of the gist."""
     validation_rows: int = 64
@@ -120,6 +129,8 @@ class TrainConfig:
             raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
             raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
+        if self.full_prompt_weight and (self.recipe, self.condition) != (Recipe.PAPER, Condition.GIST):
+            raise InputError("full_prompt_weight is for the paper recipe under the condition gist; leave it at 0")
         if self.recipe == Recipe.FROZEN and not self.weights.train_something:
             raise InputError(
                 "the weights of the frozen recipe's loss are all 0; give one of them, such as distillation"

@@ -25,6 +25,7 @@ from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint, Recipe
 from gistlm.errors import DataError, InputError, ModelError
 from gistlm.files import write_atomically
+from gistlm.mask import Condition
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
@@ -72,7 +73,10 @@ class Objective(nn.Module):
         options = self.options
         if options.recipe == Recipe.PAPER:
             with self._in_base_dtype():
-                return {"loss": paper_loss(self.passes, batch, options.condition)}
+                loss = paper_loss(self.passes, batch, options.condition)
+                if options.full_prompt_weight:
+                    loss = loss + options.full_prompt_weight * paper_loss(self.passes, batch, Condition.POSITIVE)
+                return {"loss": loss}
         return {"loss": frozen_loss(self.passes, batch, options.weights)}
 
 
