@@ -1,8 +1,11 @@
 """A report shows what result files hold: shares, bins of prompt lengths, tables; as a page, Markdown or a picture."""
 
-import copy
+import base64
+import re
 import subprocess
 import sys
+import warnings
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,18 @@ import pytest
 
 from gistlm.errors import DataError, MissingDependencyError
 from gistlm.evaluation import plots
+from gistlm.evaluation.lengths import by_length, like_lengths
 from gistlm.evaluation.render import write_report
-from gistlm.evaluation.report import by_length, gather, points, retention, tables, title
+from gistlm.evaluation.report import MAX_FILES, Result, drawn_metrics, gather, origin, points, retention, title
+from gistlm.evaluation.report_tables import tables
 from gistlm.evaluation.results import FORMAT, VERSION, write_results
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-EVIL = "<script>alert('x')</script> | a `` ` `` [b](c) **d**"
+EVIL = "<script>alert('x')</script> | a `` ` `` [b](c) **d** $\\frac{$"
+PLOTS = (
+    "Quality against compression", "Quality against prompt length", "Cost against quality", "What is retained",
+    "Judged answers",
+)  # fmt: skip
 
 
 def figures(value: float, share: float | None) -> dict[str, Any]:
@@ -29,7 +38,7 @@ def condition(name: str, k: int | None, share: float) -> dict[str, Any]:
     return {"name": name, "k": k, **sizes, "compression": compression, "metrics": metrics}
 
 
-def made_up(rows: int = 8) -> dict[str, Any]:
+def made_up(rows: int = 40) -> dict[str, Any]:
     """A result whose gist@1 closes half of the gap for short prompts and none of it for long ones."""
     short = {"full": 1.0, "none": 2.0, "gist@1": 1.5, "gist@4": 1.0, "truncation@4": 2.0}
     long = {"full": 1.0, "none": 3.0, "gist@1": 3.0, "gist@4": 2.0, "truncation@4": 3.0}
@@ -49,7 +58,7 @@ def made_up(rows: int = 8) -> dict[str, Any]:
             "k": [1, 4], "seed": 0, "limit": None, "max_tokens": 1024, "new_tokens": 64, "baselines": ["truncation"],
             "generate": True, "resamples": 2000,
         },
-        "skipped": {},
+        "skipped": {"llmlingua2": "no such model"},
         "conditions": [
             condition("full", None, 1.0), condition("none", None, 0.0), condition("gist", 4, 0.75),
             condition("gist", 1, 0.25), condition("truncation", 4, 0.0),
@@ -82,6 +91,12 @@ def result(tmp_path: Path) -> Path:
     return write_results(tmp_path / "one.json", made_up())
 
 
+def written(values: dict[str, Any], path: Path) -> str:
+    """The report of one result, as text."""
+    source = write_results(path.with_name("source.json"), values)
+    return write_report(gather([source]), path)[0].read_text(encoding="utf-8")
+
+
 def test_shares_stand_by_condition_and_growing_k_without_the_controls() -> None:
     found = points(made_up(), "nll")
     assert {name: [point.k for point in some] for name, some in found.items()} == {"gist": [1, 4], "truncation": [4]}
@@ -94,85 +109,236 @@ def test_shares_stand_by_condition_and_growing_k_without_the_controls() -> None:
 def test_rows_of_like_prompt_length_have_their_own_share_of_the_gap() -> None:
     bins = by_length(made_up(), "nll")
     assert [(each.shortest, each.longest, each.rows) for each in bins["gist@1"]] == [
-        (10, 11, 2), (12, 13, 2), (14, 15, 2), (16, 17, 2),
+        (10, 19, 10), (20, 29, 10), (30, 39, 10), (40, 49, 10),
     ]  # fmt: skip
     assert [each.share for each in bins["gist@1"]] == [0.5, 0.5, 0.0, 0.0]
     assert [each.share for each in bins["gist@4"]] == [1.0, 1.0, 0.5, 0.5]
+    assert bins["gist@1"][0].interval == pytest.approx((0.5, 0.5))
+
+
+def test_a_bins_interval_is_wider_where_its_rows_differ_more() -> None:
+    values = made_up()
+    for row in values["rows"][:10:2]:
+        row["metrics"]["gist@1"]["nll"] = 1.9
+    first, second, *_ = by_length(values, "nll")["gist@1"]
+    assert first.interval is not None and second.interval is not None
+    assert first.interval[0] < first.share - 0.05 < first.share + 0.05 < first.interval[1]
+    assert second.interval[1] - second.interval[0] < 1e-9
+
+
+def test_prompts_of_one_length_are_in_one_bin_and_few_rows_make_few_bins() -> None:
+    rows = [{"prompt_tokens": length} for length in [7] * 30 + [9] * 10 + [8]]
+    assert [{row["prompt_tokens"] for row in group} for group in like_lengths(rows)] == [{7}, {8, 9}]
+    assert [len(like_lengths(made_up(count)["rows"])) for count in (1, 19, 20, 39)] == [1, 1, 2, 3]
 
 
 def test_a_bin_in_which_the_prompt_changes_nothing_has_no_share() -> None:
     values = made_up()
-    for row in values["rows"][:2]:
+    for row in values["rows"][:10]:
         row["metrics"]["none"]["nll"] = 1.0
     assert by_length(values, "nll")["gist@1"][0].share is None
+    assert tables(values)[2].rows[0] == ["10 to 19", "10", "no gap", "no gap"]
 
 
-def test_longer_outputs_weigh_more_in_a_bin() -> None:
+def test_longer_outputs_weigh_more_in_a_bin_under_a_token_metric_alone() -> None:
     values = made_up(2)
     values["rows"][0]["output_tokens"] = 15
-    merged = copy.deepcopy(values)
-    for row in merged["rows"]:
-        row["prompt_tokens"] = 7
-    both = [by_length(merged, "nll")["gist@1"], by_length(values, "nll")["gist@1"]]
-    assert [len(some) for some in both] == [2, 2]
-    assert [each.share for each in both[0]] == [0.5, 0.0]
+    for row in values["rows"]:
+        for each in row["metrics"].values():
+            each["rougeL"] = each["nll"]
+    (tokens,), (texts,) = (by_length(values, metric)["gist@1"] for metric in ("nll", "rougeL"))
+    assert tokens.share == pytest.approx((15 * 0.5 + 5 * 0.0) / (15 * 1.0 + 5 * 2.0))
+    assert texts.share == pytest.approx((0.5 + 0.0) / (1.0 + 2.0))
+
+
+def test_bins_of_all_rows_have_the_runners_own_share(tmp_path: Path) -> None:
+    values = gather([RESULTS / "eval-alpaca-unseen.json"])[0].values
+    for row in values["rows"]:
+        row["prompt_tokens"] = 9
+    for metric in ("nll", "kl"):
+        gists = points(values, metric)["gist"]
+        for point in gists:
+            (whole,) = by_length(values, metric)[f"gist@{point.k}"]
+            assert whole.share == pytest.approx(point.share, abs=1e-4)
+            assert whole.interval == pytest.approx(point.interval, abs=1e-4)
 
 
 def test_retention_is_a_grid_of_kinds_and_conditions() -> None:
-    assert retention(made_up()) == (["name", "code-4"], ["full", "gist@1"], [[1.0, 0.5], [1.0, 0.5]])
+    found = retention(made_up())
+    assert found is not None
+    assert found[:2] == (["name", "code-4"], ["full", "gist@1"])
+    assert (found[2]["name", "gist@1"].share, found[2]["name", "gist@1"].n) == (0.5, 4)
     assert retention({**made_up(), "retention": None}) is None
 
 
 def test_tables_say_value_share_and_interval() -> None:
-    whole, probed, judged = tables(made_up())
-    assert whole[1] == ["condition", "KV bytes a prompt", "compression", "nll", "rougeL"]
-    assert whole[2][2] == ["gist@4", "2,560", "7.6x", "1.250 (75%, 65% to 85%)", "0.750 (75%, 65% to 85%)"]
-    assert probed[2] == [["name", "100%", "50%"], ["code-4", "100%", "50%"]]
-    assert judged[2] == [["gist@4", "full", "1", "2", "3", "30% (10% to 90%)"]]
+    references, answers, lengths, probed, judged = tables(made_up())
+    assert references.head == ["condition", "KV bytes a prompt", "compression", "nll"]
+    assert references.rows[0] == ["full", "19,200", "1.0x", "1.000"]
+    assert references.rows[2] == ["gist@4", "2,560", "7.6x", "1.250 (75 %, 65 to 85 %)"]
+    assert answers.rows[3] == ["gist@1", "640", "30.5x", "0.250 (25 %, 15 to 35 %)"]
+    assert lengths.rows[0] == ["10 to 19", "10", "50 %, 50 to 50 %", "100 %, 100 to 100 %"]
+    assert probed.rows[0] == ["name", "2 of 4 (100 %, 10 to 90 %)", "2 of 4 (50 %, 10 to 90 %)"]
+    assert judged.rows == [["gist@4", "full", "1", "2", "3", "30 %, 10 to 90 %"]]
 
 
-def test_a_page_holds_every_plot_table_and_answer_and_no_script(result: Path, tmp_path: Path) -> None:
-    [page] = write_report(gather([result]), tmp_path / "report.html")
-    text = page.read_text(encoding="utf-8")
-    assert text.count("<img alt=") == text.count('src="data:image/png;base64,') == 4
-    assert all(f"<h3>{plot.name}</h3>" in text for plot in plots.PLOTS)
-    assert "<script" not in text and "&lt;script&gt;alert(&#x27;x&#x27;)" in text
-    assert "http" not in text
+def test_a_share_just_below_zero_is_not_minus_zero() -> None:
+    values = made_up()
+    values["conditions"][4]["metrics"]["nll"] = figures(2.0, -0.004)
+    assert tables(values)[0].rows[4][3] == "2.000 (0 %, -10 to 10 %)"
+
+
+def test_the_origin_names_command_seed_machine_model_and_what_was_skipped(result: Path) -> None:
+    found = dict(origin(gather([result])[0]))
+    assert (found["file"], found["command"], found["date"]) == ("one.json", "gistlm eval", "2026-01-02")
+    assert found["machine"] == "cpu C, threads 1"
+    assert found["seed"] == "0; intervals from 2,000 resamples of the rows"
+    assert found["data"].startswith("rows.jsonl: 40 rows")
+    assert found["llmlingua2 was skipped"] == "no such model"
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags with their attributes, and whether all are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_a_page_holds_every_plot_table_and_answer(result: Path, tmp_path: Path) -> None:
+    text = write_report(gather([result]), tmp_path / "report.html")[0].read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert all(f"<h3>{name}</h3>" in text for name in PLOTS)
+    for image in page.all("img"):
+        kind, _, content = str(image["src"]).partition(",")
+        assert kind == "data:image/png;base64" and base64.b64decode(content).startswith(b"\x89PNG")
+        assert len(str(image["alt"])) > 30
+    assert len(page.all("img")) == len(page.all("figcaption")) == len(PLOTS)
+    assert len(page.all("table")) == len(page.all("caption")) == 6
+    assert {cell.get("scope") for cell in page.all("th")} == {"col", "row"}
+    assert "nll: gist 25 % at k=1, 75 % at k=4; truncation 0 % at k=4." in text
     assert text.count("so &lt;script&gt;") == 1
 
 
-def test_markdown_has_its_pictures_beside_it_and_cells_that_stay_cells(result: Path, tmp_path: Path) -> None:
-    made = write_report(gather([result]), tmp_path / "report.md")
+def test_whatever_a_result_holds_is_text_on_the_page(tmp_path: Path) -> None:
+    values = made_up()
+    values["model"]["name"] = values["data"]["name"] = values["run"]["command"] = values["run"]["machine"]["cpu"] = EVIL
+    values["skipped"] = {EVIL: EVIL}
+    values["judge"][0]["condition"] = values["retention"][0]["kind"] = EVIL
+    values["examples"][0]["answers"] = {EVIL: EVIL, 'x" onload="y': 'a" b'}
+    text = written(values, tmp_path / "r.html")
+    page = Page(text)
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "b"})
+    assert names.isdisjoint({"onload", "onclick", "onerror", "href"})
+    assert "http:" not in text and "https:" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert "default-src 'none'" in text
+
+
+def test_markdown_has_its_pictures_beside_it_and_cells_that_stay_cells(tmp_path: Path) -> None:
+    values = made_up()
+    values["model"]["name"] = EVIL
+    values["judge"][0]["condition"] = EVIL
+    path = write_results(tmp_path / "one.json", values)
+    made = write_report(gather([path]), tmp_path / "my report.md")
     text = made[0].read_text(encoding="utf-8")
-    assert [path.parent for path in made[1:]] == [tmp_path / "report_files"] * 4
+    assert [path.parent for path in made[1:]] == [tmp_path / "my report_files"] * len(PLOTS)
     for path in made[1:]:
         assert path.read_bytes().startswith(b"\x89PNG")
-        assert f"({path.parent.name}/{path.name})" in text
-    assert f"```\n{EVIL}\n```" in text
+        assert f"(my%20report_files/{path.name})" in text
+    assert f"  ```text\n  {EVIL}\n  ```" in text
     row = next(line for line in text.splitlines() if line.startswith("| gist@4"))
-    assert row.count(" | ") == 4
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert "<script" not in re.sub(r"```.*?```", "", text.replace("\\<", ""), flags=re.DOTALL)
+    heading = next(line for line in text.splitlines() if line.startswith("## "))
+    assert "\\[b\\](c) \\*\\*d\\*\\*" in heading and "\\$" in heading
 
 
-def test_a_fence_is_longer_than_any_in_the_answer(tmp_path: Path) -> None:
+def test_a_fence_is_longer_than_any_in_the_answer_and_keeps_its_lines(tmp_path: Path) -> None:
     values = made_up()
-    values["examples"][0]["answers"]["full"] = "a ```` b"
+    values["examples"][0]["answers"]["full"] = "a ```` b\n\n# c"
+    assert "  `````text\n  a ```` b\n\n  # c\n  `````" in written(values, tmp_path / "r.md")
+
+
+def test_characters_that_no_page_can_hold_are_replaced(tmp_path: Path) -> None:
+    values = made_up()
+    for name in ("name", "fingerprint"):
+        values["model"][name] = "a\x00b"
+    values["examples"][0]["prompt"] = "one\r\ntwo\x1b[0m \x85"
     path = write_results(tmp_path / "x.json", values)
-    assert "`````\na ```` b\n`````" in write_report(gather([path]), tmp_path / "r.md")[0].read_text()
+    path.write_text(path.read_text().replace("a\\u0000b", "a\\ud800b"))  # half of a pair, as JSON can say it
+    for suffix in (".html", ".md", ".png"):
+        write_report(gather([path]), tmp_path / f"r{suffix}")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "a\ufffdb on rows.jsonl" in text and "one\ntwo\ufffd[0m \ufffd" in text
+
+
+def test_any_name_can_be_drawn_without_a_warning(tmp_path: Path) -> None:
+    one, two = made_up(), made_up()
+    one["model"]["name"], two["model"]["name"] = "_hidden", "$\\frac{$"
+    one["conditions"][4]["name"], one["judge"][0]["condition"], two["retention"][0]["kind"] = "", "日本" * 40, "_"
+    for row in one["rows"]:
+        row["metrics"]["@4"] = row["metrics"].pop("truncation@4")
+    paths = [write_results(tmp_path / f"{place}.json", values) for place, values in enumerate((one, two))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.draw_all(gather(paths)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md", ".png"])
-def test_the_same_results_give_the_same_bytes(suffix: str, result: Path, tmp_path: Path) -> None:
-    first = write_report(gather([result]), tmp_path / f"a{suffix}")
-    before = [path.read_bytes() for path in first]
-    second = write_report(gather([result]), tmp_path / f"a{suffix}")
-    assert [path.read_bytes() for path in second] == before
+def test_the_same_results_give_the_same_bytes_under_any_style(
+    suffix: str, result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    before = [path.read_bytes() for path in write_report(gather([result]), tmp_path / f"a{suffix}")]
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 20.0)
+    assert [path.read_bytes() for path in write_report(gather([result]), tmp_path / f"a{suffix}")] == before
 
 
-def test_several_results_stand_one_under_the_other(result: Path, tmp_path: Path) -> None:
-    other = write_results(tmp_path / "two.json", {**made_up(), "retention": None, "judge": None, "examples": []})
-    text = write_report(gather([result, other]), tmp_path / "r.html")[0].read_text()
-    assert text.count("<section>") == 2 and text.count("<img alt=") == 7
-    assert "made with --no-examples" in text
+def test_several_results_stand_one_under_the_other_after_their_gists_are_compared(result: Path, tmp_path: Path) -> None:
+    other = {**made_up(), "retention": None, "judge": None, "examples": []}
+    second = write_results(tmp_path / "two.json", other)
+    (tmp_path / "far").mkdir()
+    third = write_results(tmp_path / "far" / "two.json", other)
+    text = write_report(gather([result, second, third]), tmp_path / "r.html")[0].read_text()
+    assert text.count("<h2>") == 4 and text.count("<img alt=") == 12
+    assert text.index("<h2>Gists of all results") < text.index("<h2>tiny on rows.jsonl (one.json)")
+    assert "<h2>tiny on rows.jsonl (two.json), 2</h2>" in text
+    assert text.count("made with --no-examples") == 2
+
+
+def test_results_of_different_k_are_compared_where_each_has_figures(result: Path, tmp_path: Path) -> None:
+    values = made_up()
+    values["conditions"] = [each for each in values["conditions"] if each["k"] != 4]
+    values["settings"]["k"] = [1]
+    other = write_results(tmp_path / "two.json", values)
+    together = plots.comparison(gather([result, other]))
+    assert together is not None
+    assert "(one.json): 25 % at k=1, 75 % at k=4; tiny on rows.jsonl (two.json): 25 % at k=1." in together.alt
+    assert plots.draw(together).startswith(b"\x89PNG")
+
+
+def test_the_page_on_evaluation_lists_every_plot() -> None:
+    section = (RESULTS.parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8").partition("## The report")[2]
+    rows = re.findall(r"^\| (.+?) \|", section.partition("\n## ")[0], re.MULTILINE)
+    assert rows == ["plot", "---", "Gists of all results", *PLOTS]
 
 
 def test_a_probe_alone_makes_a_report(tmp_path: Path) -> None:
@@ -182,6 +348,31 @@ def test_a_probe_alone_makes_a_report(tmp_path: Path) -> None:
     assert title(values) == "tiny"
     for suffix in (".html", ".md", ".png"):
         assert write_report(gather([path]), tmp_path / f"r{suffix}")
+
+
+def test_without_gaps_baselines_or_gists_there_is_less_to_draw_and_no_error(tmp_path: Path) -> None:
+    flat = made_up()
+    for each in flat["conditions"]:
+        each["metrics"]["nll"] |= {"gap_closed": None, "gap_closed_95": None}
+    assert drawn_metrics(flat) == []
+    lone = made_up()
+    lone["conditions"] = [each for each in lone["conditions"] if each["name"] != "gist"]
+    for name, values, drawn in (("flat", flat, PLOTS[3:]), ("lone", lone, (PLOTS[0], *PLOTS[2:]))):
+        path = write_results(tmp_path / f"{name}.json", values)
+        assert tuple(plot.name for plot in plots.plots_of(gather([path])[0])) == drawn
+        assert write_report(gather([path]), tmp_path / "r.md")
+    nothing = {**flat, "retention": None, "judge": None}
+    path = write_results(tmp_path / "nothing.json", nothing)
+    assert write_report(gather([path]), tmp_path / "r.html")
+    with pytest.raises(DataError, match="no figures to draw"):
+        write_report(gather([path]), tmp_path / "r.png")
+
+
+def test_shares_far_off_are_drawn_at_the_edge(tmp_path: Path) -> None:
+    values = made_up()
+    values["conditions"][2]["metrics"]["nll"] = figures(9.0, -40.0)
+    values["conditions"][3]["metrics"]["nll"] = figures(-9.0, 7.0)
+    assert plots.draw_all([Result(Path("x"), "x", values)]).startswith(b"\x89PNG")
 
 
 def test_the_committed_results_make_a_report(tmp_path: Path) -> None:
@@ -201,24 +392,38 @@ def test_a_result_without_controls_or_with_gaps_in_it_is_refused(tmp_path: Path)
         gather([write_results(tmp_path / "y.json", values)])
 
 
-def test_a_result_given_twice_an_unknown_suffix_and_a_missing_folder_are_one_sentence(
-    result: Path, tmp_path: Path
-) -> None:
+def test_files_that_cannot_be_used_are_one_sentence(result: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="given twice"):
         gather([result, result.parent / "." / result.name])
+    with pytest.raises(DataError, match=f"at most {MAX_FILES} results, got {MAX_FILES + 1}"):
+        gather([tmp_path / f"{place}.json" for place in range(MAX_FILES + 1)])
     with pytest.raises(DataError, match=r"ends in \.html, \.md, \.png, got 'r\.pdf'"):
         write_report(gather([result]), tmp_path / "r.pdf")
     with pytest.raises(DataError, match="there is no folder"):
         write_report(gather([result]), tmp_path / "none" / "r.html")
-    (tmp_path / "r.html").mkdir()
+    named = result.rename(tmp_path / "one.html")
+    with pytest.raises(DataError, match="one of the results"):
+        write_report(gather([named]), named)
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(result: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.md").mkdir()
+    with pytest.raises(DataError, match="it is a folder"):
+        write_report(gather([result]), tmp_path / "r.md")
+    (tmp_path / "s_files" / "1-cost-against-quality.png").mkdir(parents=True)
     with pytest.raises(DataError, match="cannot write the report"):
-        write_report(gather([result]), tmp_path / "r.html")
+        write_report(gather([result]), tmp_path / "s.md")
+    (tmp_path / "t_files").write_text("")
+    with pytest.raises(DataError, match="cannot write the report"):
+        write_report(gather([result]), tmp_path / "t.md")
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"one.json", "r.md", "s_files", "s_files/1-cost-against-quality.png", "t_files"}
 
 
 def test_without_matplotlib_the_error_says_what_to_install(
     result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     with pytest.raises(MissingDependencyError, match="gistlm\\[eval\\]"):
         write_report(gather([result]), tmp_path / "r.html")
 

@@ -88,6 +88,9 @@ def test_probe_and_judge_may_be_missing_and_a_run_may_have_no_rows(tmp_path: Pat
         (lambda v: v["rows"][0]["metrics"]["none"].update(nll="low"), "'nll' must be float, got 'low'"),
         (lambda v: v["judge"][0].update(wins=0.5), "'wins' must be int"),
         (lambda v: v.update(examples={}), "'examples' must be a list"),
+        (lambda v: v["conditions"][1]["metrics"]["nll"].update(gap_closed_95=[0.5]), "must be a list of two"),
+        (lambda v: v["model"].update(kv_bytes_per_token=10**400), "'kv_bytes_per_token' must be int"),
+        (lambda v: v["judge"][0].update(win_rate=10**400), "'win_rate' must be float"),
     ],
 )
 def test_what_is_no_whole_result_is_refused_by_its_place(tmp_path: Path, change: Any, message: str) -> None:
@@ -99,6 +102,13 @@ def test_what_is_no_whole_result_is_refused_by_its_place(tmp_path: Path, change:
 def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(DataError, match="gistlm eval"):
+        read_results(tmp_path / "x.json")
+
+
+def test_a_number_too_large_for_a_float_is_refused(tmp_path: Path) -> None:
+    text = json.dumps(made_up()).replace('"seconds": 1.5', '"seconds": 1e999')
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match="'seconds' must be float, got 'inf'"):
         read_results(tmp_path / "x.json")
 
 

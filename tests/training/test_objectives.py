@@ -51,6 +51,15 @@ def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -
     assert whole == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_weight_on_inputs_leaves_the_cross_entropy_to_outputs(checkpoint: Checkpoint) -> None:
+    batch, passes = batch_of(checkpoint, ["it is red", "say only green"]), passes_of(checkpoint)
+    alone, with_inputs = (
+        frozen_loss(passes, batch, Weights(distillation=0.0, input=weight, cross_entropy=1.0)).item()
+        for weight in (0.0, 2.0)
+    )
+    assert alone == pytest.approx(with_inputs, rel=1e-5)
+
+
 def test_a_prompt_to_reconstruct_follows_the_request_to_repeat_it(checkpoint: Checkpoint) -> None:
     ids = checkpoint.prompts
     prompts = ["it is red", "word " * 100]

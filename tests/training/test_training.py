@@ -183,8 +183,19 @@ def test_a_killed_run_goes_on_to_the_losses_of_one_that_was_not(
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "trainable.safetensors", "optimizer.pt", "scheduler.pt"])
-@pytest.mark.parametrize("share", [None, 0.0, 0.6])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("trainer_state.json", None),
+        ("trainer_state.json", 0.6),
+        ("trainable.safetensors", None),
+        ("trainable.safetensors", 0.6),
+        ("optimizer.pt", 0.0),
+        ("optimizer.pt", 0.6),
+        ("scheduler.pt", 0.6),
+        ("rng_state.pth", 0.6),
+    ],
+)
 def test_a_save_that_was_cut_short_is_passed_over(
     name: str, share: float | None, base: str, rows: str, tmp_path: Path
 ) -> None:

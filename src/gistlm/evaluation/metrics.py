@@ -1,7 +1,6 @@
 """Metrics as pure functions on arrays and strings; knows nothing of models, gists or files.
 
-Token metrics are sums over one text's tokens, so that means over any choice of rows are sums over sums. The
-share of a gap closed is (none - x) / (none - full), with an interval from a paired bootstrap over rows.
+Token metrics are sums over one text's tokens, so that means over any choice of rows are sums over sums.
 """
 
 from __future__ import annotations
@@ -11,18 +10,12 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gistlm.errors import MissingDependencyError
 
-Floats = NDArray[np.float64]
-
 ROUGE = ("rouge1", "rouge2", "rougeL")
-SMALLEST_GAP = 1e-9
-"""A smaller gap between no prompt and full prompt has no shares."""
 SHORT_WORDS = 5
 """References of at most so many words are compared exactly."""
 
@@ -75,36 +68,6 @@ def exact_match(prediction: str, reference: str) -> float:
 def short_references(references: Sequence[str]) -> bool:
     """Whether a task's references are short enough for `exact_match` to mean something."""
     return all(len(reference.split()) <= SHORT_WORDS for reference in references)
-
-
-def gap_closed(none: float, full: float, value: float) -> float | None:
-    """The share of the gap between no prompt (0) and full prompt (1) that a value closes; None without a gap."""
-    return None if abs(none - full) < SMALLEST_GAP else (none - value) / (none - full)
-
-
-def bootstrap_counts(rows: int, resamples: int, seed: int) -> Floats:
-    """How often each resample draws each row: [resamples, rows]; one table for all conditions makes them paired."""
-    draws = np.random.default_rng(seed).integers(0, rows, (resamples, rows))
-    flat = draws + np.arange(resamples)[:, None] * rows
-    return np.bincount(flat.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float64)
-
-
-def gap_interval(
-    counts: Floats, weights: Floats, none: Floats, full: Floats, value: Floats
-) -> tuple[float, float] | None:
-    """The middle 95 % of `gap_closed` over resamples; None where no resample has a gap.
-
-    counts: [resamples, rows]; weights: [rows] tokens (or ones); none, full, value: sums [rows].
-    """
-    tokens = counts @ weights
-    means = [np.divide(counts @ sums, tokens, out=np.zeros_like(tokens), where=tokens > 0) for sums in (none, full)]
-    mine = np.divide(counts @ value, tokens, out=np.zeros_like(tokens), where=tokens > 0)
-    gap = means[0] - means[1]
-    usable = (np.abs(gap) >= SMALLEST_GAP) & (tokens > 0)
-    if not usable.any():
-        return None
-    low, high = np.percentile((means[0] - mine)[usable] / gap[usable], [2.5, 97.5])
-    return float(low), float(high)
 
 
 @functools.cache

@@ -1,18 +1,22 @@
-"""What a report shows of result files, as plain numbers; draws nothing, writes nothing and runs no model."""
+"""What a report shows of result files, as plain numbers; draws nothing, writes nothing and runs no model.
+
+`report_tables` puts the same numbers into tables, `lengths` into groups of prompts of like length.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from gistlm.errors import DataError
 from gistlm.evaluation.results import label, read_results
 
-Result = dict[str, Any]
+Values = dict[str, Any]
+"""A result as `results.read_results` gives it."""
 
 METRICS = {
     "nll": "likelihood of the references (negative log-likelihood, nats a token; less is better)",
@@ -31,9 +35,19 @@ METRICS = {
 """metric -> what it is."""
 DRAWN = ("nll", "kl", "answer_kl")
 """Metrics whose share of the gap is drawn."""
-BINS = 4
-"""Groups of prompt lengths, of as many rows each."""
-_ROW_WEIGHTS = {"nll": "output_tokens", "kl": "output_tokens", "answer_kl": "answer_tokens"}
+MAX_FILES = 16
+"""More do not fit into one picture."""
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result file."""
+
+    path: Path
+    title: str
+    """Model and data; no two results of one report have the same."""
+    values: Values
 
 
 @dataclass(frozen=True)
@@ -52,37 +66,144 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Rows of like prompt lengths."""
+class Score:
+    """Right answers of one kind under one condition."""
 
-    shortest: int
-    longest: int
-    """Tokens."""
-    rows: int
-    share: float | None
-    """None where full prompt and no prompt do as well."""
+    correct: int
+    n: int
+    share: float
+    interval: tuple[float, float]
+    """95 %, Wilson's."""
 
 
 def gather(paths: Sequence[str | Path]) -> list[Result]:
-    """Read result files in their order. Raises `DataError` for one given twice or that is no result."""
+    """Read result files in their order.
+
+    Raises `DataError` for a file given twice, for one that is no result, and for more than `MAX_FILES`.
+    """
     given = [Path(path).resolve() for path in paths]
     if twice := next((path for path, whole in zip(paths, given, strict=True) if given.count(whole) > 1), None):
         raise DataError(f"{twice} is given twice; name each result once")
-    results = [read_results(path) for path in paths]
-    for path, result in zip(paths, results, strict=True):
-        _check_controls(path, result)
-    return results
+    if len(paths) > MAX_FILES:
+        raise DataError(f"a report shows at most {MAX_FILES} results, got {len(paths)}; make several reports")
+    found = [_printable(read_results(path)) for path in paths]
+    for path, values in zip(paths, found, strict=True):
+        _check_controls(path, values)
+    titles = _told_apart([title(values) for values in found], [Path(path).name for path in paths])
+    return [Result(Path(path), *each) for path, *each in zip(paths, titles, found, strict=True)]
 
 
-def _check_controls(path: str | Path, result: Result) -> None:
+def title(values: Values) -> str:
+    """Model and data."""
+    name, data = _one_line(values["model"]["name"]), values["data"]
+    return f"{name} on {_one_line(data['name'])}" if data["rows"] else name
+
+
+def origin(result: Result) -> list[tuple[str, str]]:
+    """Where the numbers come from: names and what they are."""
+    values = result.values
+    run, data, model, settings = (values[part] for part in ("run", "data", "model", "settings"))
+    machine = ", ".join(f"{name} {_one_line(str(value))}" for name, value in run["machine"].items())
+    facts = [("file", result.path.name), ("command", run["command"]), ("date", run["date"]), ("machine", machine)]
+    facts.append(
+        (
+            "model",
+            f"{model['name']}, {model['dtype']}, {model['kv_bytes_per_token']:,} bytes of keys and values a token, "
+            f"fingerprint {model['fingerprint'][:12]}, adapter {model['adapter'][:12]}",
+        )
+    )
+    if data["rows"]:
+        left_out = f", {data['skipped']:,} longer ones left out" if data["skipped"] else ""
+        tokens = f"{data['output_tokens']:,} tokens of references"
+        answers = f", {data['answer_tokens']:,} of the full prompt's answers" if data["answer_tokens"] else ""
+        facts.append(("data", f"{data['name']}: {data['rows']:,} rows{left_out}, {tokens}{answers}"))
+    drawn = f"; intervals from {settings['resamples']:,} resamples of the rows" if data["rows"] else ""
+    facts.append(("seed", f"{settings['seed']}{drawn}"))
+    facts += [(f"{name} was skipped", reason) for name, reason in values["skipped"].items()]
+    return facts
+
+
+def origin_line(result: Result) -> str:
+    """The same in a few words, beside a picture."""
+    values = result.values
+    rows = f"{values['data']['rows']:,} rows, " if values["data"]["rows"] else ""
+    cpu = values["run"]["machine"].get("cpu")
+    where = f", {_one_line(str(cpu))}" if cpu else ""
+    return f"{rows}seed {values['settings']['seed']}, {_one_line(values['run']['date'])}{where}"
+
+
+def points(values: Values, metric: str) -> dict[str, list[Point]]:
+    """Gists and baselines by name, each by growing k, where the metric has a gap."""
+    found: dict[str, list[Point]] = {}
+    for condition in values["conditions"]:
+        figures = condition["metrics"].get(metric, {})
+        share, compression = figures.get("gap_closed"), condition["compression"]
+        if condition["k"] is None or share is None or compression is None or compression <= 0:
+            continue
+        interval = tuple(figures["gap_closed_95"] or (share, share))
+        place = compression, condition["kv_bytes"]
+        found.setdefault(condition["name"], []).append(
+            Point(condition["name"], condition["k"], *place, share, interval)
+        )
+    return {name: sorted(some, key=lambda point: point.k) for name, some in found.items()}
+
+
+def drawn_metrics(values: Values) -> list[str]:
+    """Those of `DRAWN` for which a result has points."""
+    return [metric for metric in DRAWN if points(values, metric)]
+
+
+def control_bytes(values: Values, name: str) -> int:
+    """KV bytes of the full prompt, or of no prompt; a mean over rows."""
+    return next(int(row["kv_bytes"]) for row in values["conditions"] if row["name"] == name)
+
+
+def retention(values: Values) -> tuple[list[str], list[str], dict[tuple[str, str], Score]] | None:
+    """Kinds of content, conditions, and scores by both; None where nothing was probed."""
+    entries = values["retention"]
+    if not entries:
+        return None
+    kinds = list(dict.fromkeys(entry["kind"] for entry in entries))
+    conditions = list(dict.fromkeys(entry["condition"] for entry in entries))
+    scores = {
+        (entry["kind"], entry["condition"]): Score(
+            entry["correct"], entry["n"], entry["score"], (entry["score_95"][0], entry["score_95"][1])
+        )
+        for entry in entries
+    }
+    return kinds, conditions, scores
+
+
+def examples(values: Values) -> list[dict[str, str]]:
+    """Texts of the rows that have answers, by name: prompt, input, reference, and each condition's answer."""
+    return [
+        {**{name: example[name] for name in ("prompt", "input", "reference")}, **example["answers"]}
+        for example in values["examples"]
+        if example["answers"]
+    ]
+
+
+def metrics_of(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """The metrics that any result has, and what they are."""
+    conditions = [condition for result in results for condition in result.values["conditions"]]
+    found = {name for condition in conditions for name in condition["metrics"]}
+    return [(name, text) for name, text in METRICS.items() if name in found]
+
+
+def percent(share: float) -> str:
+    """For example "75 %"; never minus zero."""
+    return f"{round(100 * share):,} %"
+
+
+def _check_controls(path: str | Path, values: Values) -> None:
     """Raise `DataError` where a share of the gap could not be computed again."""
-    conditions = result["conditions"]
+    conditions = values["conditions"]
     missing = {"full", "none"} - {condition["name"] for condition in conditions} if conditions else set()
     whole = [condition["metrics"].keys() for condition in conditions]
     labels = [label(condition["name"], condition["k"]) for condition in conditions]
     rows = all(
         row["metrics"].get(name, {}).keys() == metrics
-        for row in result["rows"]
+        for row in values["rows"]
         for name, metrics in zip(labels, whole, strict=True)
     )
     if missing or not rows or any(metrics != whole[0] for metrics in whole):
@@ -90,124 +211,24 @@ def _check_controls(path: str | Path, result: Result) -> None:
         raise DataError(f"{path} is no whole result: it lacks {lacks}; run `gistlm eval` again")
 
 
-def title(result: Result) -> str:
-    """Model and data."""
-    data = result["data"]
-    return f"{result['model']['name']} on {data['name']}" if data["rows"] else result["model"]["name"]
-
-
-def origin(result: Result) -> str:
-    """Where the numbers come from."""
-    run, data, settings = result["run"], result["data"], result["settings"]
-    machine = run["machine"]
-    where = f"{machine.get('cpu', 'an unknown machine')}, {machine.get('threads', '?')} threads"
-    return f"{data['rows']} rows, seed {settings['seed']}. {run['command']}; {run['date']}; {where}."
-
-
-def drawn_metrics(result: Result) -> list[str]:
-    """Those of `DRAWN` that a result has."""
-    known = {metric for condition in result["conditions"] for metric in condition["metrics"]}
-    return [metric for metric in DRAWN if metric in known]
-
-
-def points(result: Result, metric: str) -> dict[str, list[Point]]:
-    """Gists and baselines by name, each by growing k, where the metric has a gap."""
-    found: dict[str, list[Point]] = {}
-    for condition in result["conditions"]:
-        figures = condition["metrics"].get(metric, {})
-        share = figures.get("gap_closed")
-        if condition["k"] is None or share is None or not condition["compression"]:
-            continue
-        low, high = figures["gap_closed_95"] or (share, share)
-        place = condition["compression"], condition["kv_bytes"]
-        found.setdefault(condition["name"], []).append(
-            Point(condition["name"], condition["k"], *place, share, (low, high))
-        )
-    return {name: sorted(some, key=lambda point: point.k) for name, some in found.items()}
-
-
-def by_length(result: Result, metric: str) -> dict[str, list[Bin]]:
-    """For the gist at every k, the share of the gap closed over rows of like prompt length, shortest first.
-
-    Means are over the tokens of a bin's rows, as they are over those of all rows.
-    """
-    rows = sorted(result["rows"], key=lambda row: int(row["prompt_tokens"]))
-    names = [label("gist", k) for k in result["settings"]["k"]]
-    names = [name for name in names if rows and metric in rows[0]["metrics"].get(name, {})]
-    edges = [round(place * len(rows) / BINS) for place in range(BINS + 1)]
-    groups = [rows[start:end] for start, end in pairwise(edges) if end > start]
-    return {name: [_bin(group, metric, name) for group in groups] for name in names}
-
-
-def _bin(rows: Sequence[dict[str, Any]], metric: str, name: str) -> Bin:
-    weights = [row[_ROW_WEIGHTS[metric]] for row in rows]
-
-    def total(condition: str) -> float:
-        each = (row["metrics"][condition][metric] for row in rows)
-        return float(sum(weight * value for weight, value in zip(weights, each, strict=True)))
-
-    none, full, own = total("none"), total("full"), total(name)
-    lengths = [int(row["prompt_tokens"]) for row in rows]
-    gap = none - full
-    return Bin(min(lengths), max(lengths), len(rows), (none - own) / gap if abs(gap) > 1e-9 else None)
-
-
-def full_bytes(result: Result) -> int:
-    """KV bytes of the full prompt, a mean over rows."""
-    return next(int(row["kv_bytes"]) for row in result["conditions"] if row["name"] == "full")
-
-
-def retention(result: Result) -> tuple[list[str], list[str], list[list[float]]] | None:
-    """Kinds of content, conditions, and scores [kinds][conditions]; None where nothing was probed."""
-    entries = result["retention"]
-    if not entries:
-        return None
-    kinds = list(dict.fromkeys(entry["kind"] for entry in entries))
-    conditions = list(dict.fromkeys(entry["condition"] for entry in entries))
-    scores: dict[tuple[str, str], list[float]] = {}
-    for entry in entries:
-        scores.setdefault((entry["kind"], entry["condition"]), []).append(entry["score"])
-    empty = [float("nan")]
-    return kinds, conditions, [[mean(scores.get((kind, each), empty)) for each in conditions] for kind in kinds]
-
-
-def tables(result: Result) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Every table of a result: caption, head and rows."""
-    found = []
-    if result["conditions"]:
-        names = list(result["conditions"][0]["metrics"])
-        rows = [_condition_row(condition, names) for condition in result["conditions"]]
-        caption = "Every condition: value, and share of the gap between no prompt and full prompt (95 % interval)"
-        found.append((caption, ["condition", "KV bytes a prompt", "compression", *names], rows))
-    if probed := retention(result):
-        kinds, conditions, scores = probed
-        each = result["retention"][0]["n"]
-        rows = [[kind, *(f"{score:.0%}" for score in row)] for kind, row in zip(kinds, scores, strict=True)]
-        found.append((f"Retention: right answers by kind of content, {each} probes each", ["kind", *conditions], rows))
-    if result["judge"]:
-        head = ["condition", "against", "wins", "ties", "losses", "win rate (95 %)"]
-        found.append(("The judge's verdicts", head, [_judge_row(entry) for entry in result["judge"]]))
+def _told_apart(titles: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Titles that occur several times get their file's name, and where even that is the same, a number."""
+    counts, seen, found = Counter(titles), Counter[str](), list[str]()
+    for name, file in zip(titles, files, strict=True):
+        longer = name if counts[name] == 1 else f"{name} ({_one_line(file)})"
+        seen[longer] += 1
+        found.append(longer if seen[longer] == 1 else f"{longer}, {seen[longer]}")
     return found
 
 
-def _condition_row(condition: dict[str, Any], names: Sequence[str]) -> list[str]:
-    compression = condition["compression"]
-    cells = [label(condition["name"], condition["k"]), f"{condition['kv_bytes']:,}"]
-    cells.append("" if compression is None else f"{compression:.1f}x")
-    return cells + [_figures(condition["metrics"].get(name)) for name in names]
+def _printable(value: Any) -> Any:
+    """The same with every text free of characters that no page can hold."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
-def _figures(figures: dict[str, Any] | None) -> str:
-    if figures is None:
-        return ""
-    if figures["gap_closed"] is None:
-        return f"{figures['value']:.3f}"
-    interval = figures["gap_closed_95"]
-    inner = f"{figures['gap_closed']:.0%}" + (f", {interval[0]:.0%} to {interval[1]:.0%}" if interval else "")
-    return f"{figures['value']:.3f} ({inner})"
-
-
-def _judge_row(entry: dict[str, Any]) -> list[str]:
-    low, high = entry["win_rate_95"]
-    counts = [str(entry[name]) for name in ("wins", "ties", "losses")]
-    return [entry["condition"], entry["against"], *counts, f"{entry['win_rate']:.0%} ({low:.0%} to {high:.0%})"]
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

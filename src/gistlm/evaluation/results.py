@@ -9,6 +9,7 @@ Floats have six decimals. Two runs with the same settings on one machine differ 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,15 @@ class Each:
     kind: Any
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A list of two values of one kind, for example the ends of an interval."""
+
+    kind: Any
+
+
 OPTIONAL_FLOAT = (float, None)
-INTERVAL = [float]
+INTERVAL = Pair(float)
 
 SCHEMA: dict[str, Any] = {
     "format": str,
@@ -100,7 +108,8 @@ SCHEMA: dict[str, Any] = {
         ],
     ),
 }
-"""The keys and kinds of a result: a tuple lists what a value may be, a list the kind of its items."""
+"""The keys and kinds of a result: a tuple lists what a value may be, a list the kind of its items, `Each` that of a
+mapping's values, `Pair` that of two."""
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
@@ -162,11 +171,11 @@ def _check(value: Any, kind: Any, where: str) -> None:
             _check(value, options[0], where)
     elif isinstance(kind, dict | Each):
         _check_mapping(value, kind, where)
-    elif isinstance(kind, list):
-        if not isinstance(value, list):
-            _refuse(where, "a list", value)
+    elif isinstance(kind, list | Pair):
+        if not isinstance(value, list) or (isinstance(kind, Pair) and len(value) != 2):
+            _refuse(where, "a list of two" if isinstance(kind, Pair) else "a list", value)
         for place, item in enumerate(value):
-            _check(item, kind[0], f"{where}, entry {place}")
+            _check(item, kind.kind if isinstance(kind, Pair) else kind[0], f"{where}, entry {place}")
     elif kind is not object and not _is(value, kind):
         _refuse(where, kind.__name__, value)
 
@@ -182,9 +191,13 @@ def _check_mapping(value: Any, kind: dict[str, Any] | Each, where: str) -> None:
 
 
 def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, kind) and kind is bool
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # JSON can say 1e999
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 1 << 63
+    return isinstance(value, kind)
 
 
 def _refuse(where: str, expected: str, value: Any) -> NoReturn:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gistlm.evaluation import metrics
+from gistlm.evaluation import gaps, metrics
 from gistlm.evaluation.conditions import FULL, NONE, Condition
-from gistlm.evaluation.metrics import Floats
+from gistlm.evaluation.gaps import Floats
 from gistlm.evaluation.results import EXAMPLES
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.rows import Row
@@ -71,7 +71,7 @@ class Table:
         self, conditions: Sequence[Condition], model: dict[str, Any], seed: int, resamples: int
     ) -> list[dict[str, Any]]:
         """ "conditions" of the results, from their "model": means, gaps closed and intervals."""
-        counts = metrics.bootstrap_counts(len(self.rows), resamples, seed)
+        counts = gaps.bootstrap_counts(len(self.rows), resamples, seed)
         return [
             {
                 "name": condition.name,
@@ -120,8 +120,8 @@ class Table:
         none, full, mine = (self.sums[each][metric] for each in (NONE.label, FULL.label, name))
         weights = self.weights(metric)
         whole = max(1.0, float(weights.sum()))
-        interval = metrics.gap_interval(counts, weights, none, full, mine)
-        share = metrics.gap_closed(*(float(sums.sum()) / whole for sums in (none, full, mine)))
+        interval = gaps.gap_interval(counts, weights, none, full, mine)
+        share = gaps.gap_closed(*(float(sums.sum()) / whole for sums in (none, full, mine)))
         return {
             "value": float(mine.sum()) / whole,
             "gap_closed": share,

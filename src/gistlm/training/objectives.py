@@ -85,8 +85,9 @@ def frozen_loss(passes: Passes, batch: Batch, share: Weights) -> Tensor:
     if share.distillation:
         loss = share.distillation * weighted_mean(divergence(teacher, student, weights), weights)
     if share.cross_entropy:
-        outputs = (weights >= 1).float()
-        loss = loss + share.cross_entropy * weighted_mean(cross_entropy(student, targets, outputs), outputs)
+        targets, outputs = batch.targets(0.0)
+        answer = student[:, -targets.shape[1] :]
+        loss = loss + share.cross_entropy * weighted_mean(cross_entropy(answer, targets, outputs), outputs)
     if share.reconstruction:
         repeated = repeat_prompts(passes.checkpoint, batch)
         targets, weights = repeated.targets(0.0)

@@ -22,7 +22,6 @@ from gistlm.training.config import TrainConfig
 
 WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
-PARTS = ("optimizer.pt", "scheduler.pt")
 _MAY_CHANGE = ("threads", "device", "stop_after")
 """Options that a resumed run may change."""
 
@@ -51,13 +50,13 @@ def last_save(run: Path) -> Path | None:
 
 
 def is_whole(save: Path) -> bool:
-    """Whether every file of a save can be read to its end."""
+    """Whether every file of a save can be read to its end. (Engines such as DeepSpeed keep their state elsewhere.)"""
     try:
         TrainerState.load_from_json(str(save / STATE))
         read_weights(save)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError):
         return False
-    return all(zipfile.is_zipfile(save / name) for name in PARTS)
+    return all(map(zipfile.is_zipfile, [*save.glob("*.pt"), *save.glob("*.pth")]))
 
 
 def step_of(save: Path) -> int:

@@ -1,0 +1,87 @@
+"""The gist's share of the gap over rows whose prompts are of like length; draws nothing and runs no model."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gistlm.evaluation.gaps import Floats, bootstrap_counts, gap_closed, gap_interval
+from gistlm.evaluation.results import label
+
+BINS = 4
+"""Most groups of prompt lengths."""
+BIN_ROWS = 10
+"""Fewer groups are made where they would have fewer rows than this on average."""
+WEIGHTS = {
+    "nll": "output_tokens", "kl": "output_tokens", "agreement": "output_tokens", "answer_kl": "answer_tokens",
+    "answer_agreement": "answer_tokens",
+}  # fmt: skip
+"""metric -> the tokens of a row over which it is a mean; all other metrics are one score a row."""
+_MOST_DRAWS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of like prompt lengths."""
+
+    shortest: int
+    longest: int
+    """Tokens, the template's opening included."""
+    rows: int
+    share: float | None
+    """None where full prompt and no prompt do as well."""
+    interval: tuple[float, float] | None
+    """95 %, of a bootstrap over these rows."""
+
+    @property
+    def lengths(self) -> str:
+        """For example "12 to 15"."""
+        return str(self.shortest) if self.shortest == self.longest else f"{self.shortest} to {self.longest}"
+
+
+def by_length(values: dict[str, Any], metric: str) -> dict[str, list[Bin]]:
+    """For the gist at every k, the share of the gap closed over rows of like prompt length, shortest first.
+
+    Means are pooled as they are over all rows: over tokens for token metrics, over rows for the others.
+    """
+    conditions = values["conditions"]
+    gists = sorted(each["k"] for each in conditions if each["name"] == "gist" and each["k"] is not None)
+    names = [label("gist", k) for k in gists]
+    names = [name for name in names if all(metric in row["metrics"].get(name, {}) for row in values["rows"])]
+    found: dict[str, list[Bin]] = {}
+    for rows in like_lengths(values["rows"]):
+        resamples = max(1, min(values["settings"]["resamples"], _MOST_DRAWS // len(rows)))
+        counts = bootstrap_counts(len(rows), resamples, abs(values["settings"]["seed"]))
+        for name in names:
+            found.setdefault(name, []).append(_bin(rows, metric, name, counts))
+    return found
+
+
+def like_lengths(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows in groups cut at the quantiles of prompt length, so that prompts of one length are in one group."""
+    lengths = sorted(row["prompt_tokens"] for row in rows)
+    bins = max(1, min(BINS, len(rows) // BIN_ROWS))
+    starts = [lengths[len(rows) * place // bins] for place in range(1, bins)]
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(bisect_right(starts, row["prompt_tokens"]), []).append(row)
+    return [groups[place] for place in sorted(groups)]
+
+
+def _bin(rows: Sequence[dict[str, Any]], metric: str, name: str, counts: Floats) -> Bin:
+    weights = np.array([row[WEIGHTS[metric]] if metric in WEIGHTS else 1 for row in rows], dtype=np.float64)
+    none, full, mine = (_sums(rows, weights, metric, condition) for condition in ("none", "full", name))
+    whole = max(1.0, float(weights.sum()))
+    share = gap_closed(*(float(sums.sum()) / whole for sums in (none, full, mine)))
+    interval = gap_interval(counts, weights, none, full, mine) if share is not None else None
+    lengths = [row["prompt_tokens"] for row in rows]
+    return Bin(min(lengths), max(lengths), len(rows), share, interval)
+
+
+def _sums(rows: Sequence[dict[str, Any]], weights: Floats, metric: str, condition: str) -> Floats:
+    """[rows] of a condition's own values, times their weights."""
+    return weights * np.array([row["metrics"][condition][metric] for row in rows], dtype=np.float64)
