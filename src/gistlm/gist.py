@@ -85,9 +85,7 @@ class Gist:
                 raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
         states = self.states
         if states is not None and (states.dim(), states.shape[0], states.dtype) != (2, self.k, self.dtype):
-            raise GistFileError(
-                f"a gist's states must be {self.dtype} [k, hidden], got {states.dtype} {[*states.shape]}"
-            )
+            raise GistFileError(f"states must be {self.dtype} [k, hidden], got {states.dtype} {[*states.shape]}")
         if self.dtype not in DTYPES.values():
             raise GistFileError(f"a gist's dtype is one of {', '.join(DTYPES)}, got {self.dtype}")
 
@@ -117,7 +115,7 @@ class Gist:
         return _content_hash(self._tensors(), self._metadata())
 
     def shorten(self, j: int) -> Gist:
-        """The first j gist tokens, themselves a gist: they never saw the later ones. (An encoder's did: `InputError`.)"""
+        """The first j gist tokens, themselves a gist: they never saw the later ones. (An encoder's did, and raise.)"""
         if self.states is not None:
             raise InputError(
                 "a gist of an encoder cannot be shortened: its tokens have read each other both ways; compress the "
@@ -238,7 +236,7 @@ class Gist:
             )
 
     def check_shape(self, layers: Sequence[tuple[int, int, int]], start: int, hidden: int | None = None) -> None:
-        """Raise `GistMismatchError` unless the reader's layers have these (kv_heads, key dim, value dim), the gist begins
+        """Raise `GistMismatchError` unless the reader's layers have these (kv_heads, key, value dim), the gist begins
         at ``start``, and has states of that size or none: whoever can write a file can give it any fingerprint.
         """
         own_hidden = None if self.states is None else int(self.states.shape[1])
