@@ -35,7 +35,7 @@ _TEXT = (
     "now over such our man me even most made after also did many off before must well back through years much "
     "where your way down should because long each just state those people too mr how little good world make"
 )
-_WORDS = _TEXT.split()
+WORDS = _TEXT.split()
 
 
 class FullLengthModel(GistModel):
@@ -134,7 +134,7 @@ def make_workload(checkpoint: Checkpoint, lengths: tuple[int, int], batch: int, 
 
 def fit_text(draw: random.Random, tokens: int, count: Callable[[str], int]) -> str:
     """Random words of which ``count`` says exactly ``tokens``. Raises `InputError` when there is no such text."""
-    text = " ".join(draw.choices(_WORDS, k=tokens + 1))
+    text = " ".join(draw.choices(WORDS, k=tokens + 1))
     low, high = 1, len(text)
     while low < high:  # the longest beginning that is not too long; count hardly ever falls as the text grows
         middle = (low + high + 1) // 2

@@ -21,7 +21,9 @@ from gistlm.evaluation import describe
 Call = Callable[[], object]
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every call in every round: a, b, c, a, b, c, ..., after one round that is not counted.
 
     What disturbs the machine for a while then falls on all calls alike, and ratios within a round stay true.
@@ -29,7 +31,7 @@ def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for counted in [False, *[True] * rounds]:
         for name, call in calls.items():
-            taken = _seconds(call)
+            taken = _seconds(call, clock)
             if counted:
                 seconds[name].append(taken)
     return seconds
@@ -94,12 +96,12 @@ def requests_to_pay(cost: float, saving: float) -> int | None:
     return math.ceil(cost / saving) if saving > 0 else None
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: Call, clock: Callable[[], float]) -> float:
     _synchronise()
-    started = time.perf_counter()
+    started = clock()
     call()
     _synchronise()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _synchronise() -> None:

@@ -2,9 +2,10 @@
 
     python recipes/rules.py --out runs/rules
 
-writes `train.jsonl`, `test-1.jsonl` to `test-8.jsonl` (by the number of rules in the prompt), and the folder `base`
-with a random T5 and a tokenizer of whole words. A prompt such as "change owl to ant ; say it backwards" and an input
-such as "fox owl elk" give "elk ant fox". Without the prompt nobody can tell.
+writes `train.jsonl`, `first.jsonl` (rows of one rule, to begin with), `test-1.jsonl` to `test-8.jsonl` (by the number
+of rules in the prompt), and the folder `base` with a random T5 and a tokenizer of whole words. A prompt such as
+"change owl to ant ; say it backwards" and an input such as "fox owl elk" give "elk ant fox". Without the prompt nobody
+can tell.
 
 Held out: a seventh of all rules (the pairs of "change", the words of the others) is in no training row. A test
 prompt with one rule is such a rule; one with more contains at least one, so that its set of rules is new.
@@ -129,8 +130,8 @@ def save_base(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(config)
     for name, weight in model.named_parameters():
-        if "relative_attention_bias" in name:  # heads that look at one neighbour each from the start: see experiments
-            torch.nn.init.normal_(weight, std=6.0)
+        if "relative_attention_bias" in name:
+            torch.nn.init.normal_(weight, std=6.0)  # heads that look to some distance from the start learn much sooner
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -148,6 +149,7 @@ def main() -> None:
     counts = [
         numbers.randint(1, MOST_RULES) if numbers.random() < 0.7 else numbers.randint(1, 2) for _ in range(given.rows)
     ]
+    save_rows(given.out / "first.jsonl", [make_row(1, False, numbers) for _ in range(given.rows // 4)])
     save_rows(given.out / "train.jsonl", [make_row(count, False, numbers) for count in counts])
     for count in range(1, MOST_RULES + 1):
         rows = [make_row(count, True, numbers) for _ in range(given.test_rows)]

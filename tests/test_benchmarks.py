@@ -240,3 +240,16 @@ def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_
         changed = {part for part, tensor in objective.trainable().items() if not torch.equal(tensor, before[part])}
         assert changed and (seen[0] == 0) == (name == "plain")
         assert ("gist_embeddings" in changed) == (name == "frozen")
+
+
+def test_an_encoder_decoder_models_gist_is_measured_against_its_full_prompt_encoded_anew(tmp_path: Path) -> None:
+    base, out = save_tiny(tmp_path / "base", "t5"), tmp_path / "cost.json"
+    sizes = ["--prompts", "64,128", "--batches", "1,2", "--repeats", "1", "--new-tokens", "3", "--k", "2"]
+    printed = run_script("cost_encoder_decoder.py", "--base", str(base), *sizes, "--json", str(out))
+    cells = json.loads(out.read_text())["cells"]
+    assert [(cell["prompt_tokens"], cell["batch"]) for cell in cells] == [(64, 1), (64, 2), (128, 1), (128, 2)]
+    assert all(cell["flops_ratio"] < 0.5 for cell in cells)
+    per_token = 2 * 3 * 4 * 8 * 4 + 32 * 4  # keys and values, layers, heads, head size, float32; and states
+    assert all(cell["gist_bytes"] == 2 * per_token for cell in cells)
+    assert all(cell["prompt_bytes"] == cell["prompt_tokens"] * per_token for cell in cells)
+    assert printed.count("\n| ") >= len(cells)

@@ -155,7 +155,7 @@ _T5_SIZES: dict[str, Any] = {
     "num_heads": 4,
     "relative_attention_num_buckets": 16,
     "relative_attention_max_distance": 40,
-    "decoder_start_token_id": 0,
+    "decoder_start_token_id": 5,
 }
 ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5Config", _T5_SIZES),

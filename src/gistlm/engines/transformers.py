@@ -199,6 +199,7 @@ class GistModel(Engine):
             eos_token_id=self._ending_ids,
             pad_token_id=self._ending_ids[0],
             suppress_tokens=list(self.checkpoint.gist_token_ids) or None,
+            decoder_start_token_id=getattr(self.checkpoint.reader.config, "decoder_start_token_id", None),
         )
 
     @property
