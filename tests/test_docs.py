@@ -26,7 +26,7 @@ from gistlm import GistModel
 from gistlm.cli.app import app
 from gistlm.cli.options import DEFAULT_MODEL
 from gistlm.engines.base import Sampling
-from gistlm.mask import Condition, Part, decoder_mask
+from gistlm.mask import Condition, Part, cross_attention_mask, decoder_mask, encoder_mask
 from gistlm.training import loop
 from gistlm.training.config import parse_config
 from gistlm.training.data import load_sources
@@ -170,7 +170,10 @@ def test_the_artefact_page_names_exactly_what_a_gist_file_holds(tmp_path: Path) 
         metadata, tensors = file.metadata(), list(file.keys())
     assert sorted(table("artefact.md", "Metadata")) == sorted(metadata)
     assert sorted(table("artefact.md", "Metadata", 1)) == sorted(json.loads(metadata["gist"]))
-    assert table("artefact.md", "Tensors") == sorted(name for name in tensors if ".0." in name)
+    encoders = GistModel(tiny_checkpoint("t5")).compress("Answer in French.", k=2)
+    with safe_open(encoders.save(tmp_path / "y.gist"), "pt") as file:
+        of_an_encoder = sorted(name for name in set(file.keys()) if not name.startswith("layers."))
+    assert table("artefact.md", "Tensors") == sorted(name for name in tensors if ".0." in name) + of_an_encoder
 
 
 def test_the_content_hash_is_what_the_artefact_page_says() -> None:
@@ -211,7 +214,7 @@ def test_the_python_page_lists_every_sampling_option() -> None:
 
 def test_the_masks_drawn_are_the_masks_made() -> None:
     letters = {"o": Part.OPENING, "p": Part.PROMPT, "g": Part.GIST, "r": Part.REST}
-    gist, controls = (block for block in blocks(ROOT / "docs" / "architecture.md", "text") if "key" in block)
+    gist, controls, encoder = (block for block in blocks(ROOT / "docs" / "architecture.md", "text") if "key" in block)
     parts = torch.tensor([[letters[letter] for letter in gist.splitlines()[0].split()[1:]]])
     positions = torch.arange(parts.shape[1])[None]
 
@@ -225,3 +228,10 @@ def test_the_masks_drawn_are_the_masks_made() -> None:
     positive, negative = zip(*[(line[:42], line[42:]) for line in controls.splitlines()[2:]], strict=True)
     assert drawn(list(positive)) == made(Condition.POSITIVE)[-2:]
     assert drawn(list(negative)) == made(Condition.NEGATIVE)[-2:]
+
+    without_opening = parts[:, 1:]
+    whole = [line[:36] for line in encoder.splitlines()[1:]]
+    assert drawn(whole) == encoder_mask(without_opening)[0].tolist()
+    for line, condition in zip(encoder.splitlines()[2:5], Condition, strict=True):
+        assert line[43:].split()[0] == condition.value
+        assert drawn([line[43:]]) == cross_attention_mask(without_opening, condition).tolist()
