@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_tiny
+from tiny import save_tiny, tiny_checkpoint
 
 from gistlm import GistModel
+from gistlm.training.batches import Collator, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.loop import train
+from gistlm.training.rows import Row
 
 COLOURS = ("red", "blue", "green", "black")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -78,3 +80,29 @@ def test_a_recipe_trains_and_its_checkpoint_loads_and_generates(
         names = load_file(output / "adapter_model.safetensors")
         assert names and all(".encoder." in key for key in names)
         assert made["base_unchanged"] is True
+
+
+def test_every_k_is_drawn_where_gists_are_not_nested() -> None:
+    prompts = tiny_checkpoint("t5").prompts
+    items = [{"example": tokenize(Row("x", "y", "z"), prompts), "draw": draw} for draw in range(200)]
+    assert set(Collator(7, None, 0, nested=False)(items)["k"].tolist()) == {1, 2, 3, 4, 5, 6, 7}
+    assert set(Collator(7, None, 0)(items)["k"].tolist()) == {1, 2, 4, 7}
+    assert set(Collator(7, 3, 0, nested=False)(items)["k"].tolist()) == {3}
+
+
+def test_a_loss_on_full_prompts_can_be_added(base: str, rows: str, tmp_path: Path) -> None:
+    small = {
+        "max_k": 2,
+        "steps": 1,
+        "batch_size": 4,
+        "validation_rows": 0,
+        "device": "cpu",
+        **RECIPES["paper with a LoRA"],
+    }
+
+    def first_loss(name: str, **more: Any) -> float:
+        asked = {"base": base, "data": [{"path": rows}], "output": str(tmp_path / name), **small, **more}
+        return float(json.loads((train(parse_config(asked)) / "training.json").read_text())["losses"][0])
+
+    both = first_loss("both", full_prompt_weight=0.5)
+    assert both == pytest.approx(first_loss("gist") + 0.5 * first_loss("full", condition="positive"), abs=2e-3)

@@ -104,10 +104,14 @@ def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
 
 
 class Collator:
-    """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch."""
+    """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch.
 
-    def __init__(self, max_k: int, fixed_k: int | None, seed: int) -> None:
-        self.choices = [fixed_k] if fixed_k else [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k] + [max_k]
+    Where gists are not ``nested``, a longer one teaches nothing of the shorter ones, and every k is drawn.
+    """
+
+    def __init__(self, max_k: int, fixed_k: int | None, seed: int, nested: bool = True) -> None:
+        powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k]
+        self.choices = [fixed_k] if fixed_k else [*(powers if nested else range(1, max_k)), max_k]
         self.seed = seed
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class TrainConfig:
     condition: Condition = Condition.GIST
     """paper only: gist, or one of the controls positive and negative."""
     max_k: int = 16
-    """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this."""
+    """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this, an encoder-decoder's from all."""
     fixed_k: int | None = None
     """Train with this many gist tokens only, as the paper does."""
     anchored: bool | None = None
@@ -114,6 +114,8 @@ class TrainConfig:
     """Of data order, k, and initial weights."""
     dtype: str | None = None
     """float32, bfloat16 or float16; the base's own by default."""
+    matmul_precision: str = "highest"
+    """How float32 matrices are multiplied: highest, high or medium, which may be faster (torch's own words)."""
     device: str | None = None
     """The first accelerator by default."""
     threads: int | None = None
@@ -137,6 +139,8 @@ class TrainConfig:
             )
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, or null, got {self.dtype!r}")
+        if self.matmul_precision not in ("highest", "high", "medium"):
+            raise InputError(f"matmul_precision must be highest, high or medium, got {self.matmul_precision!r}")
         paths = [] if self.exclude is None else self.exclude
         if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
             raise InputError(f"exclude must be a list of files or of hf:owner/name, got {self.exclude!r}")

@@ -131,6 +131,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         check_same_run(config, run, arguments.world_size)
         save = last_save(run)
     keep_freed_memory()
+    torch.set_float32_matmul_precision(config.matmul_precision)
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = create_checkpoint(config)
@@ -141,7 +142,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         model=objective,
         args=arguments,
         train_dataset=training,
-        data_collator=Collator(config.max_k, config.fixed_k, config.seed),
+        data_collator=Collator(config.max_k, config.fixed_k, config.seed, nested=not checkpoint.architecture.encodes),
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.remove_callback(PrinterCallback)
