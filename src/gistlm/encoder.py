@@ -81,6 +81,7 @@ def _attend(
     if module.has_relative_attention_bias:
         mask = additive(gist_pass.visible, query.dtype)
         gist_pass.bias = _distance_bias(module, gist_pass.distances).to(query.dtype) + mask
+    assert gist_pass.bias is not None, "the first layer has biases"
     # plain products: torch's fused attention for CPUs is slow backward, and the bias is as large as the scores anyway
     scores = query @ key.transpose(2, 3) * (1.0 if scaling is None else scaling) + gist_pass.bias
     weights = F.dropout(scores.softmax(dim=-1), dropout)
