@@ -105,6 +105,25 @@ def cost() -> str:
     )
 
 
+def rules() -> str:
+    """Exact match of the small T5 by the number of rules in the prompt."""
+    found = read("t5-rules")
+    by_rules = found["by_rules"]
+    ks = list(by_rules["1"]["gist"])
+    head = ["rules in the prompt", "full prompt", "no prompt", *(f"k={k}" for k in ks), "gap closed, k=1"]
+    rows = [
+        [count, *(f"{score:.0%}" for score in (each["full"], each["none"], *each["gist"].values())), closed(each)]
+        for count, each in by_rules.items()
+    ]
+    return table(head, rows) + f"\n\n{by_rules['1']['rows']} prompts each, seed 0. {run_line(found['run'])}"
+
+
+def closed(each: dict[str, Any]) -> str:
+    """The share of the gap that one gist token closes."""
+    share = each["gap_closed"]["1"]
+    return "no gap" if share is None else f"{share:.0%}"
+
+
 def read(name: str) -> dict[str, Any]:
     """One result file."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -142,7 +161,7 @@ def run_line(run: dict[str, Any]) -> str:
     return f"`{run['command']}`, {run['date']}, {machine['cpu']}, {machine['threads']} threads."
 
 
-FIGURES = {"quality": quality, "retention": retention, "cost": cost}
+FIGURES = {"quality": quality, "retention": retention, "cost": cost, "rules": rules}
 
 if __name__ == "__main__":
     main()

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from gistlm import GistModel
+from gistlm.evaluation.describe import machine
 
 KS = (1, 2, 3, 4, 5, 6, 7, 8)
 NEW_TOKENS = 12
@@ -87,7 +91,9 @@ def main() -> None:
         by_rules[file.stem.partition("-")[2]] = {"rows": len(rows), **measure(model, rows)}
     show(by_rules)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"metric": "exact match", "by_rules": by_rules}, indent=1) + "\n", encoding="utf-8")
+    run = {"command": "python " + shlex.join(sys.argv), "date": date.today().isoformat(), "machine": machine()}
+    figures = {"run": run, "metric": "exact match", "by_rules": by_rules}
+    given.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     save_figure(by_rules, given.out.with_suffix(".png"))
 
 
