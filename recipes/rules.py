@@ -102,7 +102,7 @@ def draw_words(changed: Sequence[str], numbers: random.Random) -> list[str]:
 
 
 def save_base(folder: Path, seed: int) -> None:
-    """A random T5 of 1.4 million weights and its tokenizer, as a transformers folder."""
+    """A random T5 of 1.1 million weights and its tokenizer, as a transformers folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
