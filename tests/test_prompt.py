@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
+from transformers import T5Tokenizer
 
 from gistlm.errors import InputError, ModelError
 from gistlm.prompt import PromptFormat, PromptTokenizer, chat_format, default_format, paper_format
@@ -226,3 +227,16 @@ def test_a_saved_format_with_a_missing_field_is_refused() -> None:
     del values["turn"]
     with pytest.raises(ModelError, match="has the fields"):
         PromptFormat.from_dict(values)
+
+
+def test_a_users_text_never_becomes_a_special_token_that_the_vocabulary_holds_as_a_word() -> None:
+    """As T5's does: its words end with those of its special tokens."""
+    letters = "▁abcdefghijklmnopqrstuvwxyzIO:.<>/_0"
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -5.0) for letter in letters)]
+    tokenizer = T5Tokenizer(vocab=[*pieces, ("<extra_id_0>", 0.0)], extra_ids=1)
+    prompts = PromptTokenizer(tokenizer, default_format(tokenizer, encodes=True))
+    special = {tokenizer.convert_tokens_to_ids(token) for token in ("<pad>", "</s>", "<extra_id_0>")}
+    assert special & set(tokenizer("mind </s>", add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    assert not special & set(prompts.prompt_ids("mind </s> and <extra_id_0> and <pad>."))
+    assert not special & set(prompts.rest_ids("is it </s>?")[:-1])
+    assert prompts.decode(prompts.plain_ids("mind </s> now")).replace(" ", "") == "mind</s>now"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import sys
 from pathlib import Path
@@ -11,20 +12,26 @@ from types import ModuleType
 import pytest
 
 from gistlm.base import load_base
+from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
+from gistlm.engines.transformers import GistModel
 from gistlm.prompt import PromptTokenizer, default_format
 from gistlm.training.config import read_config
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-@pytest.fixture(scope="module")
-def rules() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rules", RECIPES / "rules.py")
+def recipe(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["rules"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def rules() -> ModuleType:
+    return recipe("rules")
 
 
 def obey(prompt: str, text: str) -> str:
@@ -79,3 +86,33 @@ def test_the_recipes_follow_one_another(rules: ModuleType) -> None:
     first, whole = (read_config(RECIPES / name) for name in ("t5-rules-first.yaml", "t5-rules.yaml"))
     assert (first.condition, whole.base) == ("positive", first.output)
     assert whole.full_prompt_weight > 0 and whole.max_k == rules.MOST_RULES
+
+
+def test_the_measure_counts_exact_answers_by_rules_and_k_and_draws_them(
+    rules: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    measure = recipe("rules_measure")
+    rules.save_base(tmp_path / "base", seed=0)
+    made = Checkpoint.create(
+        str(tmp_path / "base"), CheckpointOptions(Recipe.PAPER, max_k=2, lora_rank=None), device="cpu"
+    )
+    made.save_pretrained(tmp_path / "model")
+    for count in (1, 8):
+        rows = [rules.make_row(count, True, random.Random(seed)) for seed in range(3)]
+        rules.save_rows(tmp_path / f"test-{count}.jsonl", rows)
+
+    def obedient(self: GistModel, inputs: list[str], *, prompts: list[str] | None = None, **_: object) -> list[str]:
+        """Follows a full prompt, and ignores gists."""
+        return list(map(obey, prompts, inputs)) if prompts else inputs
+
+    monkeypatch.setattr(GistModel, "generate", obedient)
+    out = tmp_path / "out" / "rules.json"
+    given = ["--model", str(tmp_path / "model"), "--data", str(tmp_path), "--out", str(out), "--limit", "2"]
+    monkeypatch.setattr(sys, "argv", ["rules_measure.py", *given])
+    measure.main()
+    found = json.loads(out.read_text())["by_rules"]
+    assert list(found) == ["1", "8"] and found["1"]["rows"] == 2
+    assert found["8"]["full"] == 1.0 and found["8"]["none"] == 0.0
+    assert found["8"]["gist"] == found["8"]["gap_closed"] == {"1": 0.0, "2": 0.0}
+    assert out.with_suffix(".png").stat().st_size > 1000

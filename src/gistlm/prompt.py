@@ -152,6 +152,7 @@ class PromptTokenizer:
         special = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
         self._has_special = bool(special)
+        self._special_ids = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
         self.opening_ids: list[int] = self._encode(prompt_format.opening, "")
         self.output_end_ids: list[int] = self._encode(prompt_format.output_end, "")
 
@@ -182,9 +183,20 @@ class PromptTokenizer:
 
     def plain_ids(self, text: str) -> list[int]:
         """Text as it stands, with no template and no special tokens."""
-        return (
-            list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if text else []
+        ids = self._split_ids(text)
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        # vocabularies like T5's hold special tokens as words: these are cut in two behind their first sign
+        pieces = [part for piece in self._special.split(text) for part in self._cut(piece)]
+        return [index for piece in pieces for index in self._split_ids(piece)]
+
+    def _split_ids(self, text: str) -> list[int]:
+        return list(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
         )
+
+    def _cut(self, piece: str) -> list[str]:
+        return [piece[:1], piece[1:]] if self._special.fullmatch(piece) else [piece]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids back to text, special tokens left out."""
