@@ -152,7 +152,8 @@ class PromptTokenizer:
         special = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
         self._has_special = bool(special)
-        self._special_ids = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
+        known = tokenizer.added_tokens_decoder.items()
+        self._special_ids = {index for index, token in known if token.special} - {tokenizer.unk_token_id}
         self.opening_ids: list[int] = self._encode(prompt_format.opening, "")
         self.output_end_ids: list[int] = self._encode(prompt_format.output_end, "")
 
@@ -196,7 +197,7 @@ class PromptTokenizer:
         )
 
     def _cut(self, piece: str) -> list[str]:
-        return [piece[:1], piece[1:]] if self._special.fullmatch(piece) else [piece]
+        return [piece[:1], piece[1:]] if self.tokenizer.convert_tokens_to_ids(piece) in self._special_ids else [piece]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids back to text, special tokens left out."""

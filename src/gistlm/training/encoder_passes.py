@@ -30,11 +30,11 @@ class EncoderPasses:
     def full_prompt(self, batch: Batch, last: int) -> tuple[Tensor, None]:
         """The positive control: logits [batch, last, vocabulary]; prompts are encoded with their gists, so not here."""
         condition = Condition.POSITIVE
-        parts = torch.cat([batch.prompt_parts, _input_parts(batch)], dim=1)
-        positions = torch.cat(
-            [_before_zero(batch.prompt_parts), left_positions(batch.rest_parts, _zeros(batch))], dim=1
-        )
-        embeddings = self._embed(torch.cat([batch.prompts, batch.rests], dim=1))
+        tokens, rest_parts = _inputs(batch)
+        parts = torch.cat([batch.prompt_parts, rest_parts], dim=1)
+        rest = left_positions(rest_parts, _zeros(batch))
+        positions = torch.cat([_before_zero(batch.prompt_parts), rest], dim=1)
+        embeddings = self._embed(torch.cat([batch.prompts, tokens], dim=1))
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last), None
 
@@ -46,10 +46,11 @@ class EncoderPasses:
         """The cached form, over gists or over nothing: logits [batch, last, vocabulary]."""
         key_values, gist_states = gist or ([], None)
         width = 0 if gist_states is None else gist_states.shape[1]
-        parts = torch.cat([_gist_parts(batch, width), _input_parts(batch)], dim=1)
+        tokens, rest_parts = _inputs(batch)
+        parts = torch.cat([_gist_parts(batch, width), rest_parts], dim=1)
         starts = batch.k if width else _zeros(batch)
-        positions = torch.cat([_columns(batch, width), left_positions(batch.rest_parts, starts)], dim=1)
-        states, _ = encode(self._encoder, self._embed(batch.rests), parts, positions, condition, key_values)
+        positions = torch.cat([_columns(batch, width), left_positions(rest_parts, starts)], dim=1)
+        states, _ = encode(self._encoder, self._embed(tokens), parts, positions, condition, key_values)
         if gist_states is not None:
             states = torch.cat([gist_states, states], dim=1)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last)
@@ -58,11 +59,12 @@ class EncoderPasses:
         """The paper's form, in one pass: logits [batch, last, vocabulary]."""
         width = int(batch.k.max())
         gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, width)
-        parts = torch.cat([batch.prompt_parts, _gist_parts(batch, width), _input_parts(batch)], dim=1)
+        tokens, rest_parts = _inputs(batch)
+        parts = torch.cat([batch.prompt_parts, _gist_parts(batch, width), rest_parts], dim=1)
         starts = batch.k if condition == Condition.GIST else _zeros(batch)
-        rest = left_positions(batch.rest_parts, starts)
+        rest = left_positions(rest_parts, starts)
         positions = torch.cat([_before_zero(batch.prompt_parts), _columns(batch, width), rest], dim=1)
-        embeddings = torch.cat([self._embed(batch.prompts), gist, self._embed(batch.rests)], dim=1)
+        embeddings = torch.cat([self._embed(batch.prompts), gist, self._embed(tokens)], dim=1)
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last)
 
@@ -92,10 +94,12 @@ class EncoderPasses:
         return logits[:, -last:]
 
 
-def _input_parts(batch: Batch) -> Tensor:
-    """[batch, R]: the rest, its output left out."""
-    from_end = torch.arange(batch.rests.shape[1], 0, -1, device=batch.rests.device)
-    return batch.rest_parts.masked_fill(from_end <= batch.output_lengths[:, None], int(Part.PAD))
+def _inputs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The rests without their outputs: ids and parts [batch, longest], left-padded again."""
+    column = torch.arange(batch.rests.shape[1], device=batch.rests.device) - batch.output_lengths[:, None]
+    parts = batch.rest_parts.gather(1, column.clamp_min(0)).masked_fill(column < 0, int(Part.PAD))
+    longest = int((parts != Part.PAD).sum(dim=1).max())
+    return batch.rests.gather(1, column.clamp_min(0))[:, -longest:], parts[:, -longest:]
 
 
 def _gist_parts(batch: Batch, width: int) -> Tensor:
