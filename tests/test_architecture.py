@@ -18,6 +18,7 @@ REASONS = {
     "mpt": "ALiBi biases are numbered by column",
     "mamba": "linear_attention layers keep a state",
     "longt5": "only those with T5's encoder",
+    "t5gemma": "only those with T5's encoder",
     "bart": "only those with T5's encoder",
     "llama_dynamic": "dynamic rotary embedding changes with the sequence's length",
     "phi3_longrope": "longrope rotary embedding changes with the sequence's length",

@@ -98,11 +98,22 @@ PROBED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Architectures that no table lists and that the probe must describe rightly."""
 
+_T5GEMMA_STACK: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+}
+
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "mpt": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}),
     "mamba": ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2}),
     "longt5": ("LongT5Config", {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
+    "t5gemma": ("T5GemmaConfig", {"encoder": _T5GEMMA_STACK, "decoder": _T5GEMMA_STACK}),
     "bart": (
         "BartConfig",
         {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},

@@ -76,7 +76,7 @@ class Layout:
         fresh = [_fresh_ids(checkpoint, request) for request in requests]
         fresh = [ids + output for ids, output in zip(fresh, outputs or [[]] * len(fresh), strict=True)]
         tokens, fresh_parts = left_pad(fresh, Part.REST, device)
-        gists = [request.gist for request in requests]
+        gists = [_moved(request.gist, device) for request in requests]
         parts, positions, starts = _cached_columns(checkpoint, gists)
         positions = torch.cat([positions, left_positions(fresh_parts, starts)], dim=1)
         longest, limit = int(positions.max()) + 1 + room, checkpoint.architecture.context
@@ -86,8 +86,8 @@ class Layout:
         layers = range(checkpoint.architecture.layers if width else 0)
         cached = [
             (
-                _cached_layer(self.opening, gists, layer, 0, width, device),
-                _cached_layer(self.opening, gists, layer, 1, width, device),
+                _cached_layer(self.opening, gists, layer, 0, width),
+                _cached_layer(self.opening, gists, layer, 1, width),
             )
             for layer in layers
         ]
@@ -146,11 +146,13 @@ def _cached_columns(checkpoint: Checkpoint, gists: Sequence[Gist | None]) -> tup
     return parts, positions, starts
 
 
-def _cached_layer(
-    opening: KeyValues, gists: Sequence[Gist | None], layer: int, side: int, width: int, device: torch.device
-) -> Tensor:
+def _moved(gist: Gist | None, device: torch.device) -> Gist | None:
+    return gist if gist is None or gist.keys[0].device == device else gist.to(device)
+
+
+def _cached_layer(opening: KeyValues, gists: Sequence[Gist | None], layer: int, side: int, width: int) -> Tensor:
     """One layer's keys (side 0) or values (1): [batch, kv_heads, width, head_dim], zero where nothing is."""
-    own = [None if gist is None else (gist.keys, gist.values)[side][layer].to(device) for gist in gists]
+    own = [None if gist is None else (gist.keys, gist.values)[side][layer] for gist in gists]
     held = [row for row in own if row is not None]
     before = opening[layer][side][0] if opening else held[0][:, :0]
     if len(held) == len(own) and all(before.shape[1] + row.shape[1] == width for row in held):  # nothing to pad
