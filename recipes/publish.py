@@ -1,7 +1,8 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
-Run: python recipes/publish.py runs/smollm2-135m checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen.yaml
-     --evaluation benchmarks/results/eval-alpaca-unseen.json
+Run: python recipes/publish.py runs/smollm2-135m-longer checkpoints/smollm2-135m
+     --recipe recipes/smollm2-135m-longer.yaml --earlier runs/smollm2-135m recipes/smollm2-135m-frozen.yaml
+     --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ embeddings act on gist tokens only. Gist tokens are {anchored}. One checkpoint s
 
 ## Training
 
-Recipe `{recipe}`: {last} steps of {batch} rows on the learning rates of {steps},
-{tokens:,} tokens of prompts, inputs and outputs, seed {seed}. The loss is the KL divergence to the same model with the
+{runs}
+The loss is the KL divergence to the same model with the
 full prompt, on the outputs' tokens. Data: T0's training tasks and the self-instruct seed tasks (both Apache-2.0), rows
 that the base model wrote itself, rows that a program wrote, and rows of the retention probe's kinds from words that no
 probe has; the recipe names the commands. {left_out} rows that were in or near the evaluation data were left out. Base
@@ -77,6 +78,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument(
+        "--earlier", type=Path, nargs=2, metavar=("RUN", "RECIPE"), help="the run that this one went on from"
+    )
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
     parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
     parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
@@ -84,16 +88,21 @@ def main() -> None:
     options.checkpoint.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(options.run / name, options.checkpoint / name)
-    training = json.loads((options.run / "training.json").read_text())
+    pairs = [options.earlier] if options.earlier else []
+    runs = [
+        (recipe, json.loads((run / "training.json").read_text()))
+        for run, recipe in [*pairs, (options.run, options.recipe)]
+    ]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
-    text = card(options.recipe, training, found, answers, probe)
+    text = card(runs, found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
 def card(
-    recipe: Path, training: dict[str, Any], found: dict[str, Any], answers: dict[str, Any], probe: dict[str, Any]
+    runs: list[tuple[Path, dict[str, Any]]], found: dict[str, Any], answers: dict[str, Any], probe: dict[str, Any]
 ) -> str:
-    """The model card's text."""
+    """The model card's text; ``runs`` are recipes and figures of one training after the other."""
+    _, training = runs[-1]
     own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
     for condition in found["conditions"]:
         condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
@@ -106,14 +115,9 @@ def card(
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
         max_k=config["max_k"],
-        recipe=recipe,
-        steps=config["steps"],
-        last=config["stop_after"] or config["steps"],
-        batch=config["batch_size"] * training.get("processes", 1),
-        tokens=training["tokens"],
-        seed=config["seed"],
-        left_out=training["rows_left_out"],
-        unchanged="yes, every byte" if training["base_unchanged"] else "NO",
+        runs="\n".join(one_run(*run) for run in runs),
+        left_out=max(run["rows_left_out"] for _, run in runs),
+        unchanged="yes, every byte" if all(run["base_unchanged"] for _, run in runs) else "NO",
         data=found["data"]["name"],
         rows=found["data"]["rows"],
         output_tokens=found["data"]["output_tokens"],
@@ -127,6 +131,16 @@ def card(
         probe_command=probe["run"]["command"],
         retention=retention_table(probe["retention"]),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
+    )
+
+
+def one_run(recipe: Path, training: dict[str, Any]) -> str:
+    """What a run trained on, for people."""
+    config = training["config"]
+    last, batch = config["stop_after"] or config["steps"], config["batch_size"] * training.get("processes", 1)
+    return (
+        f"Recipe `{recipe}`: {last} steps of {batch} rows on the learning rates of {config['steps']},\n"
+        f"{training['tokens']:,} tokens of prompts, inputs and outputs, seed {config['seed']}."
     )
 
 

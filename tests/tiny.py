@@ -19,7 +19,7 @@ from gistlm.checkpoint import (
     CheckpointOptions,
     Recipe,
 )
-from gistlm.initial import initial_embeddings
+from gistlm.initial import Initial, initial_embeddings
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
 CONTEXT = 512
@@ -237,7 +237,7 @@ def tiny_checkpoint(
         ),
         reader,
         writer,
-        initial_embeddings(reader, max_k, seed=1),
+        initial_embeddings(reader, max_k, 1, Initial.SPREAD),
         PromptTokenizer(tiny_tokenizer(), prompt_format),
     )
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
-from gistlm.anchors import anchor_ids
+from gistlm.anchors import NONE, anchor_columns
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.files import sha256, write_atomically
-from gistlm.initial import Initial, embedding_weight, initial_embeddings
+from gistlm.initial import Initial, default_initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
@@ -146,18 +146,24 @@ class Checkpoint:
     def _bare_writer(self) -> Any:
         return self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
 
-    def gist_inputs(self, tokens: Tensor, parts: Tensor, k: int) -> Tensor:
-        """The input embeddings of k gist tokens behind each prompt: [batch, k, hidden].
+    def gist_inputs(self, tokens: Tensor, parts: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Input embeddings [batch, k, hidden] and positions [batch, k] of k gist tokens behind each prompt.
 
-        tokens, parts: ids and `Part`s of the prompts, opening included, [batch, N].
+        tokens, parts, positions: of the left-padded prompts, opening included, [batch, N]. A gist token takes its
+        anchor's position, so that what it keeps of that token is read where the token stood; one without an anchor
+        is numbered as it comes. (An encoder's keys hold no positions: they are told apart when they are read.)
         """
         inputs = self.gist_embeddings[:k].expand(len(tokens), -1, -1)
+        numbers = positions[:, -1:] + 1 + torch.arange(k, device=tokens.device)
         if self.config.anchored:
             is_prompt = parts == Part.PROMPT
             is_prompt &= is_prompt.cumsum(dim=1) > len(self.prompts.opening_ids)
-            anchors = anchor_ids(tokens, is_prompt, k)
-            inputs = inputs + self.reader.get_input_embeddings()(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
-        return inputs.to(self.reader.dtype)
+            columns = anchor_columns(tokens, is_prompt, k)
+            has_anchor, columns = columns != NONE, columns.clamp_min(0)
+            anchors = self.reader.get_input_embeddings()(tokens.gather(1, columns))
+            inputs = inputs + anchors * has_anchor[:, :, None]
+            numbers = torch.where(has_anchor, positions.gather(1, columns), numbers)
+        return inputs.to(self.reader.dtype), numbers
 
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:
@@ -199,7 +205,7 @@ class Checkpoint:
         """An untrained checkpoint over a stock model."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
         config = CheckpointConfig(base, options.recipe, fingerprint, Path(base).stem, options.anchored)
-        initial = options.initial or (Initial.SMALL if options.anchored else Initial.SPREAD)
+        initial = options.initial or default_initial(options.anchored)
         embeddings = initial_embeddings(reader, options.max_k, options.seed, initial)
         frozen = options.recipe == Recipe.FROZEN
         visible = frozen if options.opening_visible is None else options.opening_visible

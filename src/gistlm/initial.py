@@ -22,7 +22,12 @@ class Initial(StrEnum):
     """Noise of a tenth of the vocabulary's spread about zero: little beside an anchor."""
 
 
-def initial_embeddings(reader: PreTrainedModel, k: int, seed: int, kind: Initial = Initial.SPREAD) -> Tensor:
+def default_initial(anchored: bool) -> Initial:
+    """Where gist embeddings start unless a recipe says otherwise."""
+    return Initial.SMALL if anchored else Initial.SPREAD
+
+
+def initial_embeddings(reader: PreTrainedModel, k: int, seed: int, kind: Initial) -> Tensor:
     """[k, hidden], the same for one seed."""
     weight = embedding_weight(reader).float()
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ k tokens of its own is held whole. Knows nothing of metrics, rows or engines.
     llmlingua2   its k tokens' worth of words that a token classifier would keep (Pan et al. 2024, LLMLingua-2)
     pooled       the full prompt's keys and values, averaged over k segments
     last         the full prompt's last k tokens, behind the opening as attention sink (Xiao et al. 2023)
-    untrained    k gist tokens as they are before training: initial embeddings, no adapter
+    untrained    k gist tokens as they are before training: initial embeddings, anchors if it has them, no adapter
 
 Words are encoded again, as a shorter prompt; pooled and last are cut from the whole prompt's pass.
 """
@@ -30,7 +30,7 @@ from gistlm.evaluation import words
 from gistlm.evaluation.rotary import frequencies, rotate
 from gistlm.files import sha256
 from gistlm.gist import Gist, GistInfo
-from gistlm.initial import initial_embeddings
+from gistlm.initial import default_initial, initial_embeddings
 from gistlm.mask import Part
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
@@ -150,7 +150,8 @@ def _last(source: Source) -> Maker:
 
 def _untrained(source: Source) -> Maker:
     known = source.checkpoint
-    embeddings = initial_embeddings(known.reader, known.max_k, source.seed)
+    initial = default_initial(known.config.anchored)
+    embeddings = initial_embeddings(known.reader, known.max_k, source.seed, initial)
     fresh = Checkpoint(known.config, known.reader, known.reader, embeddings, known.prompts)
     fresh.fingerprint = known.fingerprint  # the same reader reads these gists
 
