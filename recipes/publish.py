@@ -1,7 +1,8 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
-Run: python recipes/publish.py runs/smollm2-135m-longer checkpoints/smollm2-135m
-     --recipe recipes/smollm2-135m-longer.yaml --earlier runs/smollm2-135m recipes/smollm2-135m-frozen.yaml
+Run: python recipes/publish.py runs/smollm2-135m-3 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-3.yaml
+     --earlier runs/smollm2-135m recipes/smollm2-135m-frozen.yaml
+     --earlier runs/smollm2-135m-2 recipes/smollm2-135m-frozen-2.yaml
      --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
@@ -79,8 +80,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument(
-        "--earlier", type=Path, nargs=2, metavar=("RUN", "RECIPE"), help="the run that this one went on from"
-    )
+        "--earlier", type=Path, nargs=2, action="append", default=[], metavar=("RUN", "RECIPE"),
+        help="a run that this one went on from; again for more, the first one first",
+    )  # fmt: skip
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
     parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
     parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
@@ -88,11 +90,8 @@ def main() -> None:
     options.checkpoint.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(options.run / name, options.checkpoint / name)
-    pairs = [options.earlier] if options.earlier else []
-    runs = [
-        (recipe, json.loads((run / "training.json").read_text()))
-        for run, recipe in [*pairs, (options.run, options.recipe)]
-    ]
+    pairs = [*options.earlier, (options.run, options.recipe)]
+    runs = [(recipe, json.loads((run / "training.json").read_text())) for run, recipe in pairs]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
     text = card(runs, found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
