@@ -36,7 +36,7 @@ embeddings act on gist tokens only. Gist tokens are {anchored}. One checkpoint s
 ## Training
 
 {runs}
-The loss is the KL divergence to the same model with the
+{remark}The loss is the KL divergence to the same model with the
 full prompt, on the outputs' tokens. Data: T0's training tasks and the self-instruct seed tasks (both Apache-2.0), rows
 that the base model wrote itself, rows that a program wrote, and rows of the retention probe's kinds from words that no
 probe has; the recipe names the commands. {left_out} rows that were in or near the evaluation data were left out. Base
@@ -83,6 +83,7 @@ def main() -> None:
         "--earlier", type=Path, nargs=2, action="append", default=[], metavar=("RUN", "RECIPE"),
         help="a run that this one went on from; again for more, the first one first",
     )  # fmt: skip
+    parser.add_argument("--remark", default="", help="a sentence about the training")
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
     parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
     parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
@@ -93,12 +94,16 @@ def main() -> None:
     pairs = [*options.earlier, (options.run, options.recipe)]
     runs = [(recipe, json.loads((run / "training.json").read_text())) for run, recipe in pairs]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
-    text = card(runs, found, answers, probe)
+    text = card(runs, options.remark, found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
 def card(
-    runs: list[tuple[Path, dict[str, Any]]], found: dict[str, Any], answers: dict[str, Any], probe: dict[str, Any]
+    runs: list[tuple[Path, dict[str, Any]]],
+    remark: str,
+    found: dict[str, Any],
+    answers: dict[str, Any],
+    probe: dict[str, Any],
 ) -> str:
     """The model card's text; ``runs`` are recipes and figures of one training after the other."""
     _, training = runs[-1]
@@ -115,6 +120,7 @@ def card(
         else "anchored to the prompt's rarest tokens",
         max_k=config["max_k"],
         runs="\n".join(one_run(*run) for run in runs),
+        remark=f"{remark}\n" if remark else "",
         left_out=max(run["rows_left_out"] for _, run in runs),
         unchanged="yes, every byte" if all(run["base_unchanged"] for _, run in runs) else "NO",
         data=found["data"]["name"],
