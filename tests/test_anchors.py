@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_tiny_checkpoint, tiny_checkpoint
 
-from gistlm.anchors import NONE, anchor_columns
+from gistlm.anchors import NONE, anchor_ids
 from gistlm.checkpoint import Checkpoint
 from gistlm.compress import left_pad
 from gistlm.engines.transformers import GistModel
@@ -21,20 +21,12 @@ from gistlm.mask import Part
 PROMPTS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=40), min_size=1, max_size=5)
 
 
-def ranked(prompt: list[int], most: int) -> list[int]:
-    """Places of a prompt's tokens by the words of `anchor_columns`."""
-    order = sorted(range(len(prompt)), key=lambda place: (prompt[place + 1 :].count(prompt[place]), -prompt[place]))
-    return order[:most]
-
-
 @given(PROMPTS, st.integers(1, 64))
-def test_anchors_are_the_highest_ids_each_token_once_before_any_comes_again(
-    prompts: list[list[int]], most: int
-) -> None:
+def test_anchors_are_the_distinct_tokens_highest_id_first(prompts: list[list[int]], most: int) -> None:
     tokens, parts = left_pad(prompts, Part.PROMPT, torch.device("cpu"))
-    found = anchor_columns(tokens, parts == Part.PROMPT, most).tolist()
+    found = anchor_ids(tokens, parts == Part.PROMPT, most).tolist()
     for row, prompt in zip(found, prompts, strict=True):
-        wanted = [tokens.shape[1] - len(prompt) + place for place in ranked(prompt, most)]
+        wanted = sorted(set(prompt), reverse=True)[:most]
         assert row == wanted + [NONE] * (most - len(wanted))
 
 
@@ -44,34 +36,19 @@ def test_the_first_anchors_do_not_depend_on_how_many_are_asked_for(
 ) -> None:
     tokens, parts = left_pad(prompts, Part.PROMPT, torch.device("cpu"))
     few, many = sorted((some, more))
-    longer = anchor_columns(tokens, parts == Part.PROMPT, many)
-    assert torch.equal(anchor_columns(tokens, parts == Part.PROMPT, few), longer[:, :few])
+    longer = anchor_ids(tokens, parts == Part.PROMPT, many)
+    assert torch.equal(anchor_ids(tokens, parts == Part.PROMPT, few), longer[:, :few])
 
 
-def test_a_gist_token_takes_its_anchors_embedding_and_position_and_none_of_the_template() -> None:
+def test_the_template_around_a_prompt_gives_no_anchors() -> None:
     checkpoint = tiny_checkpoint(anchored=True)
     ids = checkpoint.prompts.prompt_ids("abc")
     tokens, parts = left_pad([ids], Part.PROMPT, torch.device("cpu"))
-    positions = torch.arange(len(ids))[None] - 20
-    inputs, numbers = (whole[0] for whole in checkpoint.gist_inputs(tokens, parts, positions, 8))
-    opening = len(checkpoint.prompts.opening_ids)
-    places = [opening + place for place in ranked(ids[opening:], 8)]
-    assert 0 < len(places) < 8
-    anchors = checkpoint.reader.get_input_embeddings()(torch.tensor([ids[place] for place in places]))
-    own = inputs - checkpoint.gist_embeddings[:8]
-    torch.testing.assert_close(own[: len(places)], anchors)
-    assert not own[len(places) :].any()
-    assert (
-        numbers.tolist() == [place - 20 for place in places] + [*range(len(ids) - 20, len(ids) - 20 + 8)][len(places) :]
-    )
-
-
-def test_without_anchors_gist_tokens_are_numbered_as_they_come() -> None:
-    checkpoint = tiny_checkpoint(anchored=False)
-    tokens, parts = left_pad([[5, 9, 7]], Part.PROMPT, torch.device("cpu"))
-    inputs, numbers = checkpoint.gist_inputs(tokens, parts, torch.tensor([[-3, -2, -1]]), 4)
-    assert torch.equal(inputs[0], checkpoint.gist_embeddings[:4])
-    assert numbers.tolist() == [[0, 1, 2, 3]]
+    inputs = checkpoint.gist_inputs(tokens, parts, 8)[0] - checkpoint.gist_embeddings[:8]
+    own = sorted(set(ids[len(checkpoint.prompts.opening_ids) :]), reverse=True)
+    embeddings = checkpoint.reader.get_input_embeddings()(torch.tensor(own))
+    torch.testing.assert_close(inputs[: len(own)], embeddings)
+    assert not inputs[len(own) :].any()
 
 
 def test_a_checkpoint_keeps_whether_it_is_anchored(tmp_path: Path) -> None:

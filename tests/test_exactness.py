@@ -122,7 +122,7 @@ class OnePass:
         masks = {name: torch.eye(width).bool().repeat(len(rows), 1, 1) for name in self.windows}
         for index, (row, span) in enumerate(zip(rows, spans, strict=True)):
             embeddings[index, span] = self._embed(row)
-            positions[index, span] = torch.tensor(self._numbers(row))
+            positions[index, span] = torch.tensor(row.positions())
             gist = span.start + len(row.opening) + len(row.prompt)
             self.gist_columns[index, gist : gist + row.k] = 1
             for name, window in self.windows.items():
@@ -133,27 +133,14 @@ class OnePass:
         ).logits
         return [out[index, span][-len(row.rest) :] for index, (row, span) in enumerate(zip(rows, spans, strict=True))]
 
-    def _anchors(self, row: OneRow) -> list[int]:
-        """Places in the prompt: highest ids first, each token's last place before any token's second to last."""
-        if self.template is None:
-            return []
-        own = row.prompt[self.template :]
-        ranked = sorted(range(len(own)), key=lambda place: (own[place + 1 :].count(own[place]), -own[place]))
-        return [self.template + place for place in ranked[: row.k]]
-
-    def _numbers(self, row: OneRow) -> list[int]:
-        """What each column is numbered as: a gist token like its anchor."""
-        numbers, gist = row.positions(), len(row.opening) + len(row.prompt)
-        for index, place in enumerate(self._anchors(row)):
-            numbers[gist + index] = row.first + place
-        return numbers
-
     def _embed(self, row: OneRow) -> Tensor:
         tokens = self.model.get_input_embeddings()(torch.tensor([row.opening + row.prompt + row.rest]))[0]
         before = len(row.opening) + len(row.prompt)
         gist = self.gist_embeddings[: row.k].clone()
-        for index, place in enumerate(self._anchors(row)):
-            gist[index] += tokens[len(row.opening) + place]
+        if self.template is not None:
+            rarest = sorted(set(row.prompt[self.template :]), reverse=True)[: row.k]
+            for index, anchor in enumerate(rarest):
+                gist[index] += self.model.get_input_embeddings()(torch.tensor(anchor))
         return torch.cat([tokens[:before], gist, tokens[before:]])
 
     def greedy(self, rows: list[OneRow], endings: list[int], side: str) -> tuple[list[Tensor], list[list[int]]]:

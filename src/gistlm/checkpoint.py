@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
-from gistlm.anchors import NONE, anchor_columns
+from gistlm.anchors import anchor_ids
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
 from gistlm.errors import ModelError, ModelNotFoundError
@@ -146,24 +146,18 @@ class Checkpoint:
     def _bare_writer(self) -> Any:
         return self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
 
-    def gist_inputs(self, tokens: Tensor, parts: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Input embeddings [batch, k, hidden] and positions [batch, k] of k gist tokens behind each prompt.
+    def gist_inputs(self, tokens: Tensor, parts: Tensor, k: int) -> Tensor:
+        """The input embeddings of k gist tokens behind each prompt: [batch, k, hidden].
 
-        tokens, parts, positions: of the left-padded prompts, opening included, [batch, N]. A gist token takes its
-        anchor's position, so that what it keeps of that token is read where the token stood; one without an anchor
-        is numbered as it comes. (An encoder's keys hold no positions: they are told apart when they are read.)
+        tokens, parts: ids and `Part`s of the prompts, opening included, [batch, N].
         """
         inputs = self.gist_embeddings[:k].expand(len(tokens), -1, -1)
-        numbers = positions[:, -1:] + 1 + torch.arange(k, device=tokens.device)
         if self.config.anchored:
             is_prompt = parts == Part.PROMPT
             is_prompt &= is_prompt.cumsum(dim=1) > len(self.prompts.opening_ids)
-            columns = anchor_columns(tokens, is_prompt, k)
-            has_anchor, columns = columns != NONE, columns.clamp_min(0)
-            anchors = self.reader.get_input_embeddings()(tokens.gather(1, columns))
-            inputs = inputs + anchors * has_anchor[:, :, None]
-            numbers = torch.where(has_anchor, positions.gather(1, columns), numbers)
-        return inputs.to(self.reader.dtype), numbers
+            anchors = anchor_ids(tokens, is_prompt, k)
+            inputs = inputs + self.reader.get_input_embeddings()(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
+        return inputs.to(self.reader.dtype)
 
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:

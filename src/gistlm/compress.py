@@ -102,18 +102,17 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Enco
 def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
     """Run k gist tokens over encoded prompts; returns theirs: [batch, kv_heads, k, head_dim]."""
     batch = encoded.parts.shape[0]
-    columns = encoded.gist_start[:, None] + torch.arange(k, device=encoded.parts.device)
-    gist, positions = checkpoint.gist_inputs(encoded.tokens, encoded.parts, encoded.positions, k)
+    positions = encoded.gist_start[:, None] + torch.arange(k, device=encoded.parts.device)
     gist_parts = torch.full((batch, k), int(Part.GIST), device=encoded.parts.device)
     masks = checkpoint.architecture.masks(
         torch.cat([encoded.parts, gist_parts], dim=1),
-        torch.cat([encoded.positions, columns], dim=1),
+        torch.cat([encoded.positions, positions], dim=1),
         queries=k,
         dtype=checkpoint.reader.dtype,
     )
     cache = DynamicCache(encoded.key_values)
     checkpoint.writer_decoder(
-        inputs_embeds=gist,
+        inputs_embeds=checkpoint.gist_inputs(encoded.tokens, encoded.parts, k),
         attention_mask=masks,
         position_ids=positions,
         past_key_values=cache,
@@ -133,14 +132,13 @@ def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tu
     starts = prompt_starts(checkpoint, lengths)
     gist_parts = torch.full((len(ids), k), int(Part.GIST), device=tokens.device)
     parts = torch.cat([prompt_parts, gist_parts], dim=1)
-    prompt_positions = left_positions(prompt_parts, starts)
-    gist, gist_positions = checkpoint.gist_inputs(tokens, prompt_parts, prompt_positions, k)
+    gist = checkpoint.gist_inputs(tokens, prompt_parts, k)
     cache = _CacheOfLayers(checkpoint.architecture.layers)
     with checkpoint.adapter_on_last(k), suppress(_CacheIsFull):
         checkpoint.writer_decoder(
             inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), gist], dim=1),
             attention_mask=column_mask(parts),
-            position_ids=torch.cat([prompt_positions, gist_positions], dim=1),
+            position_ids=left_positions(parts, starts),
             past_key_values=cache,
             use_cache=True,
         )
@@ -159,17 +157,18 @@ def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int |
     limits = k if isinstance(k, int) else k[:, None]
     gist_parts = torch.where(column < limits, int(Part.GIST), int(Part.PAD))
     starts = -(parts != Part.PAD).sum(dim=1)
-    positions = left_positions(parts, starts)
-    gist, _ = checkpoint.gist_inputs(tokens, parts, positions, width)
-    embeddings = torch.cat([checkpoint.reader.get_input_embeddings()(tokens), gist], dim=1)
+    embeddings = torch.cat(
+        [checkpoint.reader.get_input_embeddings()(tokens), checkpoint.gist_inputs(tokens, parts, width)], dim=1
+    )
     with checkpoint.adapter_on_last(width) if checkpoint.adapts_columns else nullcontext():
         states, written = encode(
             checkpoint.writer_encoder,
             embeddings,
             torch.cat([parts, gist_parts], dim=1),
-            torch.cat([positions, column], dim=1),
+            torch.cat([left_positions(parts, starts), column], dim=1),
         )
-    return [(keys[:, :, -width:], values[:, :, -width:]) for keys, values in written], states[:, -width:]
+    gist = [(keys[:, :, -width:], values[:, :, -width:]) for keys, values in written]
+    return gist, states[:, -width:]
 
 
 class _CacheIsFull(Exception):

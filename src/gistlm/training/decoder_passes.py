@@ -82,15 +82,12 @@ class DecoderPasses:
         opening = torch.tensor(self.checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(
             rows, -1
         )
-        parts, columns = self._layout(batch, k, condition)
-        prompt, rest = len(opening[0]), batch.rests.shape[1]
-        prompt_positions = columns[:, prompt : prompt + batch.prompts.shape[1]]
-        gist, gist_positions = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, prompt_positions, k)
-        positions = torch.cat([columns[:, : -k - rest], gist_positions, columns[:, -rest:]], dim=1)
+        gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
+        parts, positions = self._layout(batch, k, condition)
         device = parts.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else self.checkpoint.reader.dtype
-        masks = self.checkpoint.architecture.masks(parts, columns, parts.shape[1], dtype, condition)
+        masks = self.checkpoint.architecture.masks(parts, positions, parts.shape[1], dtype, condition)
         logits: Tensor = self.checkpoint.reader(
             inputs_embeds=torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1),
             attention_mask=masks,

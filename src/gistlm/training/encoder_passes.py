@@ -58,13 +58,12 @@ class EncoderPasses:
     def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
         """The paper's form, in one pass: logits [batch, last, vocabulary]."""
         width = int(batch.k.max())
-        prompt_positions = _before_zero(batch.prompt_parts)
-        gist, _ = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, prompt_positions, width)
+        gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, width)
         tokens, rest_parts = _inputs(batch)
         parts = torch.cat([batch.prompt_parts, _gist_parts(batch, width), rest_parts], dim=1)
         starts = batch.k if condition == Condition.GIST else _zeros(batch)
         rest = left_positions(rest_parts, starts)
-        positions = torch.cat([prompt_positions, _columns(batch, width), rest], dim=1)
+        positions = torch.cat([_before_zero(batch.prompt_parts), _columns(batch, width), rest], dim=1)
         embeddings = torch.cat([self._embed(batch.prompts), gist, self._embed(tokens)], dim=1)
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last)
