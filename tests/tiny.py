@@ -220,6 +220,7 @@ def tiny_checkpoint(
     lora_rank: int = 4,
     anchored: bool = False,
     lora_modules: LoraModules = LoraModules.ALL,
+    kept: int = 0,
 ) -> Checkpoint:
     """A checkpoint in memory. A frozen one's LoRA is random, as after training: it changes what gist tokens do."""
     reader = tiny_model(kind)
@@ -234,10 +235,11 @@ def tiny_checkpoint(
             fingerprint_weights(dict(reader.named_parameters())),
             f"tiny-{kind}",
             anchored,
+            kept,
         ),
         reader,
         writer,
-        initial_embeddings(reader, max_k, 1, Initial.SPREAD),
+        initial_embeddings(reader, max_k - kept, 1, Initial.SPREAD),
         PromptTokenizer(tiny_tokenizer(), prompt_format),
     )
 

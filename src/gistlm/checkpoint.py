@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
-from gistlm.anchors import anchor_ids
+from gistlm.anchors import NONE, anchor_ids, kept_columns
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
-from gistlm.errors import ModelError, ModelNotFoundError
+from gistlm.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from gistlm.files import sha256, write_atomically
 from gistlm.initial import Initial, default_initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
@@ -38,6 +38,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GIST_TOKEN = "<GIST>"
 """The original project's gist token, an entry of its vocabularies."""
 VERSION = 1
+MOST_KEPT = 1 << 16
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -63,14 +64,17 @@ class CheckpointConfig:
     """For people."""
     anchored: bool = False
     """Whether each gist token starts from a token of the prompt (see `anchors`) beside its own embedding."""
+    kept: int = 0
+    """Most tokens of the prompt whose own keys and values a gist keeps behind its learned gist tokens."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            kind = bool if field.name == "anchored" else str
-            if not isinstance(getattr(self, field.name), kind):
-                raise ModelError(
-                    f"a checkpoint's {field.name!r} must be {kind.__name__}: {getattr(self, field.name)!r}"
-                )
+            kind = {"anchored": bool, "kept": int}.get(field.name, str)
+            value = getattr(self, field.name)
+            if not isinstance(value, kind) or (kind is int and type(value) is not int):
+                raise ModelError(f"a checkpoint's {field.name!r} must be {kind.__name__}: {value!r}")
+        if not 0 <= self.kept <= MOST_KEPT:
+            raise ModelError(f"a checkpoint's 'kept' must be from 0 to {MOST_KEPT:,}: {self.kept!r}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class CheckpointOptions:
 
     recipe: Recipe
     max_k: int = 16
+    kept: int = 0
+    """So many of the max_k tokens are the prompt's own, the others learned gist tokens."""
     lora_rank: int | None = 32
     """None (`paper` only) trains every weight."""
     lora_modules: LoraModules = LoraModules.ATTENTION
@@ -108,16 +114,24 @@ class Checkpoint:
         self.writer: Any = writer
         """A `PeftModel`, or the reader itself."""
         self.gist_embeddings = nn.Parameter(gist_embeddings.to(reader.device), requires_grad=False)
-        """[max_k, hidden]"""
+        """[learned, hidden]"""
         self.prompts = prompts
         added = prompts.tokenizer.added_tokens_decoder.items()
         self.gist_token_ids = tuple(index for index, token in added if token.content == GIST_TOKEN)
         """Gist tokens that the vocabulary contains, never to be emitted; ours lie outside it."""
         self.architecture: Architecture = inspect_architecture(reader)
+        if config.kept and (self.architecture.encodes or self.architecture.window is not None):
+            why = "an encoder's tokens" if self.architecture.encodes else "sliding windows"
+            raise UnsupportedModelError(f"kept tokens are not read yet by a model with {why}; leave kept at 0")
 
     @property
     def max_k(self) -> int:
-        """The most gist tokens that one gist can have."""
+        """The most tokens that one gist can have, learned and kept."""
+        return self.learned + self.config.kept
+
+    @property
+    def learned(self) -> int:
+        """The most gist tokens that are learned; what a gist has beyond them are kept tokens of the prompt."""
         return int(self.gist_embeddings.shape[0])
 
     @property
@@ -153,11 +167,52 @@ class Checkpoint:
         """
         inputs = self.gist_embeddings[:k].expand(len(tokens), -1, -1)
         if self.config.anchored:
-            is_prompt = parts == Part.PROMPT
-            is_prompt &= is_prompt.cumsum(dim=1) > len(self.prompts.opening_ids)
-            anchors = anchor_ids(tokens, is_prompt, k)
+            anchors = anchor_ids(tokens, self._is_own(parts), k)
             inputs = inputs + self.reader.get_input_embeddings()(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
         return inputs.to(self.reader.dtype)
+
+    def _is_own(self, parts: Tensor) -> Tensor:
+        """[batch, N]: which columns hold the prompt's own tokens, not padding and not the template's opening."""
+        is_prompt = parts == Part.PROMPT
+        return is_prompt & (is_prompt.cumsum(dim=1) > len(self.prompts.opening_ids))
+
+    def kept_columns(self, tokens: Tensor, parts: Tensor, most: int) -> Tensor:
+        """Columns [batch, most] of the prompts' tokens to be kept, the weightiest first; `NONE` where they are used up.
+
+        tokens, parts as in `gist_inputs`. Tokens with digits come first, since no model guesses a number; then the
+        rarest.
+        """
+        ranks = tokens + self._has_digit[tokens] * len(self._has_digit)
+        return kept_columns(ranks, self._is_own(parts), most)
+
+    def sizes(self, parts: Tensor, k: Tensor) -> Tensor:
+        """Tokens that gists of at most k [batch] have: no more than there are learned ones and tokens of the prompt."""
+        if not self.config.kept:
+            return k
+        return torch.minimum(k, self.learned + self._is_own(parts).sum(dim=1))
+
+    def visible_parts(self, tokens: Tensor, parts: Tensor, k: Tensor) -> Tensor:
+        """The prompts' ``parts`` [batch, N] with those columns as `Part.KEPT` that gists of k [batch] tokens keep."""
+        most = int(k.max()) - self.learned
+        if most <= 0:
+            return parts
+        columns = self.kept_columns(tokens, parts, most)
+        wanted = (columns != NONE) & (torch.arange(most, device=k.device) < (k - self.learned)[:, None])
+        is_kept = torch.zeros_like(parts).scatter_add(1, columns.clamp_min(0), wanted.long())
+        return parts.masked_fill(is_kept > 0, int(Part.KEPT))
+
+    @cached_property
+    def _has_digit(self) -> Tensor:
+        """[vocabulary], bool."""
+        size = embedding_weight(self.reader).shape[0]
+        found = torch.zeros(size, dtype=torch.bool, device=self.reader.device)
+        numbers = [
+            index
+            for token, index in self.prompts.tokenizer.get_vocab().items()
+            if index < size and any(character.isdigit() for character in token)
+        ]
+        found[torch.tensor(numbers, dtype=torch.long, device=found.device)] = True
+        return found
 
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:
@@ -190,7 +245,11 @@ class Checkpoint:
         return self._adapter_fingerprint({"gist_embeddings": self.gist_embeddings, **adapter})
 
     def _adapter_fingerprint(self, tensors: dict[str, Tensor]) -> str:
-        return sha256(fingerprint_weights(tensors).encode(), b"anchored" if self.config.anchored else b"")
+        return sha256(
+            fingerprint_weights(tensors).encode(),
+            b"anchored" if self.config.anchored else b"",
+            b"kept" if self.config.kept else b"",
+        )
 
     @classmethod
     def create(
@@ -198,9 +257,9 @@ class Checkpoint:
     ) -> Checkpoint:
         """An untrained checkpoint over a stock model."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
-        config = CheckpointConfig(base, options.recipe, fingerprint, Path(base).stem, options.anchored)
+        config = CheckpointConfig(base, options.recipe, fingerprint, Path(base).stem, options.anchored, options.kept)
         initial = options.initial or default_initial(options.anchored)
-        embeddings = initial_embeddings(reader, options.max_k, options.seed, initial)
+        embeddings = initial_embeddings(reader, options.max_k - options.kept, options.seed, initial)
         frozen = options.recipe == Recipe.FROZEN
         visible = frozen if options.opening_visible is None else options.opening_visible
         prompt_format = default_format(tokenizer, reader.config.is_encoder_decoder)

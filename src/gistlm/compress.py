@@ -1,8 +1,9 @@
 """Prompts in, gists out: the cached form of the gist mask, batched and differentiable.
 
 The prompt runs through the reader, the gist tokens through the writer over the prompt's cache, and the gist
-tokens' slice of that cache is the gist. `encode_prompts` and `write_gists` do so in two passes, which training
-needs; `compress` does both in one, which is faster. Knows nothing of generation, files or training.
+tokens' slice of that cache is the gist, with the prompt's tokens that the checkpoint keeps behind it.
+`encode_prompts` and `write_gists` do so in two passes, which training needs; `compress` does both in one, which is
+faster. Knows nothing of generation, files or training.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Encoded:
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
-    """One gist of k tokens per prompt, on the model's device.
+    """One gist of k tokens per prompt, on the model's device; of fewer where all tokens of a prompt are kept.
 
     Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
     """
@@ -56,18 +57,20 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     if not ids:
         return []
     states: Tensor | None = None
+    tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
     with torch.inference_mode():
         if checkpoint.architecture.encodes:
-            key_values, states = encode_gists(checkpoint, *left_pad(ids, Part.PROMPT, checkpoint.reader.device), k)
+            key_values, states = encode_gists(checkpoint, tokens, parts, k)
             starts = torch.zeros(len(ids), dtype=torch.long)
         elif checkpoint.adapts_columns:
-            key_values, starts = one_pass(checkpoint, ids, k)
+            key_values, starts = one_pass(checkpoint, tokens, parts, k)
         else:
             encoded = encode_prompts(checkpoint, ids)
             key_values, starts = write_gists(checkpoint, encoded, k), encoded.gist_start
     rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
     each = [None] * len(ids) if states is None else list(states)
-    return [_gist(checkpoint, *row) for row in zip(rows, starts.tolist(), ids, each, strict=True)]
+    sizes = checkpoint.sizes(parts, torch.full_like(parts[:, 0], k)).tolist()
+    return [_gist(checkpoint, *row) for row in zip(rows, sizes, starts.tolist(), ids, each, strict=True)]
 
 
 def check_k(k: int, largest: int) -> None:
@@ -100,8 +103,12 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Enco
 
 
 def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
-    """Run k gist tokens over encoded prompts; returns theirs: [batch, kv_heads, k, head_dim]."""
-    batch = encoded.parts.shape[0]
+    """Run gist tokens over encoded prompts; their keys and values, and of kept tokens: [batch, kv_heads, k, head_dim].
+
+    Where a prompt has too few tokens to keep, what is behind them means nothing (`Checkpoint.sizes`).
+    """
+    batch, most = encoded.parts.shape[0], k
+    k = min(k, checkpoint.learned)
     positions = encoded.gist_start[:, None] + torch.arange(k, device=encoded.parts.device)
     gist_parts = torch.full((batch, k), int(Part.GIST), device=encoded.parts.device)
     masks = checkpoint.architecture.masks(
@@ -118,19 +125,36 @@ def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
         past_key_values=cache,
         use_cache=True,
     )
-    return [(keys[:, :, -k:], values[:, :, -k:]) for keys, values in key_values_of(cache)]
+    return _with_kept(checkpoint, encoded.tokens, encoded.parts, key_values_of(cache), k, most)
 
 
-def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tuple[KeyValues, Tensor]:
+def _with_kept(
+    checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, key_values: KeyValues, learned: int, most: int
+) -> KeyValues:
+    """The last ``learned`` columns, and behind them the prompts' kept ones up to ``most``, of a cache of prompts and
+    gist tokens.
+    """
+    gist = [(keys[:, :, -learned:], values[:, :, -learned:]) for keys, values in key_values]
+    if most <= learned:
+        return gist
+    columns = checkpoint.kept_columns(tokens, parts, most - learned).clamp_min(0)[:, None, :, None]
+
+    def kept(side: Tensor) -> Tensor:
+        return side.gather(2, columns.expand(-1, side.shape[1], -1, side.shape[3]))
+
+    return join_key_values(gist, [(kept(keys), kept(values)) for keys, values in key_values])
+
+
+def one_pass(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, k: int) -> tuple[KeyValues, Tensor]:
     """What `encode_prompts` and `write_gists` give, in one pass of prompts and gist tokens side by side.
 
     Without a rest the gist mask is the plain causal one, so the model's own serves; the adapter is kept off the
-    prompt. Returns the gist tokens' keys and values [batch, kv_heads, k, head_dim] and positions of the first [batch].
+    prompt. Returns keys and values [batch, kv_heads, k, head_dim] and positions of the first gist tokens [batch].
     """
-    tokens, prompt_parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
-    lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
+    lengths, most = (prompt_parts != Part.PAD).sum(dim=1), k
+    k = min(k, checkpoint.learned)
     starts = prompt_starts(checkpoint, lengths)
-    gist_parts = torch.full((len(ids), k), int(Part.GIST), device=tokens.device)
+    gist_parts = torch.full((len(tokens), k), int(Part.GIST), device=tokens.device)
     parts = torch.cat([prompt_parts, gist_parts], dim=1)
     gist = checkpoint.gist_inputs(tokens, prompt_parts, k)
     cache = _CacheOfLayers(checkpoint.architecture.layers)
@@ -142,8 +166,7 @@ def one_pass(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], k: int) -> tu
             past_key_values=cache,
             use_cache=True,
         )
-    written = [(keys[:, :, -k:], values[:, :, -k:]) for keys, values in key_values_of(cache)]
-    return written, starts + lengths
+    return _with_kept(checkpoint, tokens, prompt_parts, key_values_of(cache), k, most), starts + lengths
 
 
 def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int | Tensor) -> tuple[KeyValues, Tensor]:
@@ -257,9 +280,11 @@ def key_values_of(cache: DynamicCache) -> KeyValues:
     return [(keys, values) for keys, values, _ in cache]
 
 
-def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int], states: Tensor | None) -> Gist:
-    """A gist from its keys and values by layer, each [kv_heads, k, head_dim], its prompt's token ids, and an encoder's
-    states [k, hidden].
+def _gist(
+    checkpoint: Checkpoint, layers: KeyValues, k: int, start: int, ids: list[int], states: Tensor | None
+) -> Gist:
+    """A gist of the first k columns of its keys and values by layer, each [kv_heads, k or more, head_dim], its prompt's
+    token ids, and an encoder's states [k, hidden].
     """
     provenance = GistInfo(
         model=checkpoint.fingerprint,
@@ -268,9 +293,10 @@ def _gist(checkpoint: Checkpoint, layers: KeyValues, start: int, ids: list[int],
         prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in ids)),
         prompt_tokens=len(ids),
         start=start,
+        kept=max(0, k - checkpoint.learned),
     )
     # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
     # from inference mode, so that a gist can be trained on
-    keys = tuple(key.clone() for key, _ in layers)
-    values = tuple(value.clone() for _, value in layers)
+    keys = tuple(key[:, :k].clone() for key, _ in layers)
+    values = tuple(value[:, :k].clone() for _, value in layers)
     return Gist(keys, values, provenance, None if states is None else states.clone())

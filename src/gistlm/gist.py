@@ -24,7 +24,7 @@ from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, sha256, write_atomically
 
 FORMAT = "gistlm.gist"
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30
 MAX_POSITION = 1 << 31
@@ -46,17 +46,20 @@ class GistInfo:
     prompt_tokens: int
     """Length of the prompt in tokens, opening included."""
     start: int
-    """Position of the first gist token; the rest begins at start + k."""
+    """Position of the first gist token."""
+    kept: int = 0
+    """So many of the gist's last tokens are the prompt's own: they stand before ``start``, and take no position of
+    those that follow it."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            kind = int if field.name in ("prompt_tokens", "start") else str
+            kind = int if field.name in ("prompt_tokens", "start", "kept") else str
             if type(getattr(self, field.name)) is not kind:
                 raise GistFileError(
                     f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}"
                 )
-        if not (0 <= self.prompt_tokens < MAX_POSITION and 0 <= self.start < MAX_POSITION):
-            raise GistFileError(f"a gist's prompt_tokens and start are from 0 to {MAX_POSITION - 1:,}")
+        if not all(0 <= number < MAX_POSITION for number in (self.prompt_tokens, self.start, self.kept)):
+            raise GistFileError(f"a gist's prompt_tokens, start and kept are from 0 to {MAX_POSITION - 1:,}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,8 @@ class Gist:
                 raise GistFileError(f"a gist cannot be empty, got {[*key.shape]} and {[*value.shape]}")
             if key.dtype != self.dtype or value.dtype != self.dtype:
                 raise GistFileError(f"a gist has one dtype, got {self.dtype}, {key.dtype} and {value.dtype}")
+        if self.provenance.kept > self.k:
+            raise GistFileError(f"a gist of {self.k} tokens cannot keep {self.provenance.kept} of its prompt")
         states = self.states
         if states is not None and (states.dim(), states.shape[0], states.dtype) != (2, self.k, self.dtype):
             raise GistFileError(f"states must be {self.dtype} [k, hidden], got {states.dtype} {[*states.shape]}")
@@ -107,7 +112,7 @@ class Gist:
     @property
     def end(self) -> int:
         """Position of the first token after the gist."""
-        return self.provenance.start + self.k
+        return self.provenance.start + self.k - self.provenance.kept
 
     @cached_property
     def id(self) -> str:
@@ -123,7 +128,9 @@ class Gist:
             )
         if type(j) is not int or not 1 <= j <= self.k:
             raise InputError(f"cannot shorten a gist of {self.k} tokens to {j!r}; give a number from 1 to {self.k}")
-        return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
+        kept = max(0, self.provenance.kept - self.k + j)
+        whole = replace(self, provenance=replace(self.provenance, kept=kept))
+        return whole._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
 
     def to(self, target: torch.dtype | torch.device | str) -> Gist:
         """The same gist in another dtype (also by name, such as "bfloat16") or on another device."""

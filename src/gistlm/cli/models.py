@@ -55,22 +55,22 @@ def _describe(name: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "base": base,
         "recipe": recipe,
-        "max_k": _max_k(folder),
+        "max_k": _max_k(folder, record.get("kept", 0)),
         "nbytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "base_available": _is_here(base),
         "path": str(folder),
     }
 
 
-def _max_k(folder: Path) -> int | None:
-    """Rows of the gist embeddings, from the file's header; None when there is no such file."""
+def _max_k(folder: Path, kept: int) -> int | None:
+    """Rows of the gist embeddings, from the file's header, and kept tokens; None when there is no such file."""
     from safetensors import SafetensorError, safe_open
 
     from gistlm.checkpoint import EMBEDDINGS
 
     try:
         with safe_open(folder / EMBEDDINGS, "pt") as file:
-            return int(file.get_slice("gist_embeddings").get_shape()[0])
+            return int(file.get_slice("gist_embeddings").get_shape()[0]) + kept
     except (OSError, SafetensorError):
         return None
 

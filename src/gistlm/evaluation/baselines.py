@@ -151,7 +151,7 @@ def _last(source: Source) -> Maker:
 def _untrained(source: Source) -> Maker:
     known = source.checkpoint
     initial = default_initial(known.config.anchored)
-    embeddings = initial_embeddings(known.reader, known.max_k, source.seed, initial)
+    embeddings = initial_embeddings(known.reader, known.learned, source.seed, initial)
     fresh = Checkpoint(known.config, known.reader, known.reader, embeddings, known.prompts)
     fresh.fingerprint = known.fingerprint  # the same reader reads these gists
 

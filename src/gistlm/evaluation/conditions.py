@@ -67,7 +67,7 @@ class Conditions:
         if self.engine.checkpoint.architecture.encodes:
             return {k: list(self.engine.compress(list(prompts), k)) for k in self.ks}  # type: ignore[arg-type]
         longest: list[Gist] = self.engine.compress(list(prompts), max(self.ks))  # type: ignore[assignment]
-        return {k: [gist.shorten(k) for gist in longest] for k in self.ks}
+        return {k: [gist.shorten(min(k, gist.k)) for gist in longest] for k in self.ks}
 
     def _baselines(self, prompts: Sequence[str]) -> dict[str, dict[int, list[Gist]]]:
         return {name: make(prompts, self.ks) for name, make in self.makers.items()}

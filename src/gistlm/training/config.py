@@ -40,7 +40,7 @@ _ALLOWED = {
     **dict.fromkeys(_WEIGHTS, _WEIGHT),
     **dict.fromkeys(("anchored", "opening_visible"), _FLAG),
     "warmup": Allowed(float, 0, 1),
-    "validation_rows": Allowed(int, 0),
+    **dict.fromkeys(("validation_rows", "kept"), Allowed(int, 0)),
     "seed": Allowed(int, 0, 2**32 - 1),
 }
 _NUMBERS = [name for name, allowed in _ALLOWED.items() if allowed.kind is float]
@@ -66,6 +66,9 @@ class TrainConfig:
     """paper only: gist, or one of the controls positive and negative."""
     max_k: int = 16
     """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this, an encoder-decoder's from all."""
+    kept: int = 0
+    """So many of the max_k tokens are not learned but the prompt's own keys and values: numbers first, then the rarest
+    tokens. The fewest gist tokens that are learned is 1."""
     fixed_k: int | None = None
     """Train with this many gist tokens only, as the paper does."""
     anchored: bool | None = None
@@ -129,6 +132,8 @@ class TrainConfig:
             raise InputError(f"stop_after must be from 1 to steps={self.steps}, got {self.stop_after}")
         if self.fixed_k is not None and self.fixed_k > self.max_k:
             raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
+        if self.kept >= self.max_k:
+            raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
             raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
         if self.full_prompt_weight and (self.recipe, self.condition) != (Recipe.PAPER, Condition.GIST):
@@ -163,6 +168,7 @@ class TrainConfig:
         return CheckpointOptions(
             recipe=self.recipe,
             max_k=self.max_k,
+            kept=self.kept,
             lora_rank=self.lora_rank,
             lora_modules=self.lora_modules,
             anchored=self.has_anchors,

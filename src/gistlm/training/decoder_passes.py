@@ -51,7 +51,7 @@ class DecoderPasses:
         return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], positions[:, n - 1] + 1, batch.prompts)
 
     def write(self, encoded: Encoded, batch: Batch) -> KeyValues:
-        """Keys and values of every row's gist tokens, as many as the row with most has."""
+        """Keys and values of every row's gist and kept tokens, as many as the row with most has."""
         return write_gists(self.checkpoint, encoded, int(batch.k.max()))
 
     def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
@@ -77,13 +77,15 @@ class DecoderPasses:
 
     def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
         """The paper's form, in one pass: logits [batch, last, vocabulary] that predict the last tokens."""
-        k = int(batch.k.max())
+        k = min(int(batch.k.max()), self.checkpoint.learned)
         embed, rows = self.checkpoint.reader.get_input_embeddings(), len(batch.rests)
         opening = torch.tensor(self.checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(
             rows, -1
         )
         gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
         parts, positions = self._layout(batch, k, condition)
+        visible = self.checkpoint.visible_parts(batch.prompts, batch.prompt_parts, batch.k)
+        parts[:, len(opening[0]) : len(opening[0]) + visible.shape[1]] = visible
         device = parts.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else self.checkpoint.reader.dtype
@@ -107,13 +109,14 @@ class DecoderPasses:
         lengths = (batch.prompt_parts != Part.PAD).sum(dim=1)
         starts = prompt_starts(self.checkpoint, lengths)
         gist_start = starts + lengths
+        sizes = self.checkpoint.sizes(batch.prompt_parts, batch.k)
         rest_start = {
-            Condition.GIST: gist_start + batch.k,
+            Condition.GIST: gist_start + sizes.clamp_max(self.checkpoint.learned),
             Condition.POSITIVE: gist_start,
             Condition.NEGATIVE: torch.full_like(gist_start, h),
         }[condition]
         column = torch.arange(k, device=device)
-        gist_parts = torch.where(column < batch.k[:, None], int(Part.GIST), int(Part.PAD))
+        gist_parts = torch.where(column < sizes[:, None], int(Part.GIST), int(Part.PAD))
         opening_parts = torch.full((rows, h), int(Part.OPENING), device=device)
         parts = torch.cat([opening_parts, batch.prompt_parts, gist_parts, batch.rest_parts], dim=1)
         positions = torch.cat(

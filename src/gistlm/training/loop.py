@@ -201,13 +201,19 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
         "recipe": (config.recipe, found.config.recipe),
         "anchored": (config.has_anchors, found.config.anchored),
         "opening_visible": (config.sees_opening, found.prompts.format.opening_visible),
-        "max_k": (config.max_k, found.max_k),
         "lora_rank": (config.lora_rank, next(iter(ranks.values()), None)),
         "lora_modules": (config.lora_modules, LoraModules.ALL if beyond_attention else LoraModules.ATTENTION),
     }
     for name, (given, own) in wanted.items():
         if given != own:
             raise InputError(f"start: {config.start} has {name}={own}, the recipe {name}={given}; make them equal")
+    learned = config.max_k - config.kept
+    if learned > found.learned:
+        raise InputError(
+            f"start: {config.start} has {found.learned} learned gist tokens, the recipe {learned}; lower max_k"
+        )
+    found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
+    found.config = replace(found.config, kept=config.kept)
     return found
 
 
