@@ -92,9 +92,31 @@ def test_kept_tokens_are_the_prompts_own_keys_and_values() -> None:
         torch.testing.assert_close(gist.values[layer][:, 1:], values[0][:, columns], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("kept", "match"), [(-1, "from 0 to 65,536"), (65_537, "from 0 to"), ("2", "must be int"), (True, "must be int")]
+)
+def test_kept_must_be_a_number_within_bounds(tiny_saved: Path, kept: object, match: str) -> None:
+    record = json.loads((tiny_saved / "gistlm.json").read_text())
+    (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": kept}))
+    with pytest.raises(ModelError, match=match):
+        Checkpoint.load(tiny_saved, device="cpu")
+
+
+def test_a_checkpoint_comes_back_with_what_it_keeps(tiny_saved: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_saved, device="cpu")
+    plain = GistModel(checkpoint).compress("a prompt of 3 words", 2)
+    record = json.loads((tiny_saved / "gistlm.json").read_text())
+    (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
+    keeping = Checkpoint.load(tiny_saved, device="cpu")
+    assert (keeping.max_k, keeping.learned) == (checkpoint.max_k + 5, checkpoint.max_k)
+    gist = GistModel(keeping).compress("a prompt of 3 words", keeping.max_k)
+    assert gist.provenance.kept == 5 and gist.provenance.adapter != plain.provenance.adapter
+    torch.testing.assert_close(gist.shorten(2).keys[1], plain.keys[1], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "t5"])
 def test_models_that_read_no_kept_tokens_are_refused(kind: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="leave kept at 0"):
+    with pytest.raises(UnsupportedModelError, match="set kept to 0"):
         tiny_checkpoint(kind, "paper", kept=2)
 
 

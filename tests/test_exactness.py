@@ -228,7 +228,7 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
 
 
 def weightiest(checkpoint: Checkpoint, ids: list[int]) -> list[int]:
-    """Places of a prompt's own tokens, first those that come again nowhere behind, digits before all, high ids first."""
+    """Places of a prompt's own tokens: each token once before any comes again; digits first, then high ids."""
 
     def weight(place: int) -> tuple[int, bool, int]:
         token = checkpoint.prompts.tokenizer.convert_ids_to_tokens(ids[place])

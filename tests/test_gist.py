@@ -61,6 +61,18 @@ def test_an_id_does_not_change_from_one_gistlm_to_the_next() -> None:
     assert gist.id == "c492f2a9708347148e495385fdc6568a97e9dc55c25eb6dcb7345affc4360803"
 
 
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_kept_tokens_are_counted_in_the_file_and_by_shorten(kept: int) -> None:
+    gist = make_gist(k=4, kept=kept)
+    back = Gist.from_bytes(gist.to_bytes())
+    assert same(back, gist) and back.id == gist.id
+    assert gist.end == gist.provenance.start + 4 - kept
+    for j in range(1, 5):
+        short = back.shorten(j)
+        assert (short.k, short.provenance.kept) == (j, max(0, j - (4 - kept)))
+        assert short.end == gist.provenance.start + min(j, 4 - kept)
+
+
 def test_layers_of_different_shapes_are_kept() -> None:
     keys = (torch.ones(2, 3, 4), torch.ones(1, 3, 8))
     values = (torch.ones(2, 3, 6), torch.ones(1, 3, 2))
@@ -122,7 +134,7 @@ def test_info_is_plain_values_under_stable_keys() -> None:
     assert json.loads(json.dumps(info)) == info == {
         "id": gist.id, "kind": "decoder", "k": 2, "layers": 3, "kv_heads": 2, "head_dim": 4, "dtype": "float32",
         "nbytes": 384, "prompt_nbytes": 384 * 15, "compression": 15.0, "model": "5eed" * 16, "adapter": "ada0" * 16,
-        "base": "tiny", "prompt_sha256": "ab12" * 16, "prompt_tokens": 30, "start": 3,
+        "base": "tiny", "prompt_sha256": "ab12" * 16, "prompt_tokens": 30, "start": 3, "kept": 0,
     }  # fmt: skip
 
 

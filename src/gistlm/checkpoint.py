@@ -120,9 +120,8 @@ class Checkpoint:
         self.gist_token_ids = tuple(index for index, token in added if token.content == GIST_TOKEN)
         """Gist tokens that the vocabulary contains, never to be emitted; ours lie outside it."""
         self.architecture: Architecture = inspect_architecture(reader)
-        if config.kept and (self.architecture.encodes or self.architecture.window is not None):
-            why = "an encoder's tokens" if self.architecture.encodes else "sliding windows"
-            raise UnsupportedModelError(f"kept tokens are not read yet by a model with {why}; leave kept at 0")
+        if config.kept:
+            check_kept(self.architecture)
 
     @property
     def max_k(self) -> int:
@@ -327,6 +326,16 @@ class Checkpoint:
         if card is not None:
             write_atomically(folder / "README.md", card.encode())
         return folder
+
+
+def check_kept(architecture: Architecture) -> None:
+    """Raise `UnsupportedModelError` unless the model can read kept tokens of a prompt."""
+    if architecture.encodes:
+        raise UnsupportedModelError(
+            "an encoder's tokens cannot be kept: gist and prompt are read as one; set kept to 0"
+        )
+    if architecture.window is not None:
+        raise UnsupportedModelError("kept tokens may fall out of this model's sliding windows; set kept to 0")
 
 
 def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:

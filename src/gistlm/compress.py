@@ -280,9 +280,7 @@ def key_values_of(cache: DynamicCache) -> KeyValues:
     return [(keys, values) for keys, values, _ in cache]
 
 
-def _gist(
-    checkpoint: Checkpoint, layers: KeyValues, k: int, start: int, ids: list[int], states: Tensor | None
-) -> Gist:
+def _gist(checkpoint: Checkpoint, layers: KeyValues, k: int, start: int, ids: list[int], states: Tensor | None) -> Gist:
     """A gist of the first k columns of its keys and values by layer, each [kv_heads, k or more, head_dim], its prompt's
     token ids, and an encoder's states [k, hidden].
     """

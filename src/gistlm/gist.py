@@ -24,7 +24,7 @@ from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, sha256, write_atomically
 
 FORMAT = "gistlm.gist"
-VERSION = 2
+VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30
 MAX_POSITION = 1 << 31
@@ -277,7 +277,10 @@ class Gist:
         return named if self.states is None else {**named, "states": self.states}
 
     def _metadata(self) -> str:
-        return json.dumps(asdict(self.provenance), sort_keys=True)
+        own = asdict(self.provenance)
+        if not own["kept"]:
+            del own["kept"]  # as in files from before there were kept tokens, whose ids stay as they are
+        return json.dumps(own, sort_keys=True)
 
 
 def _content_hash(tensors: dict[str, Tensor], metadata: str) -> str:

@@ -13,7 +13,7 @@ models, text or caches. No other file decides who may see whom.
            r        1   . . .   1 1   1 .      r  rest:    opening, gist and earlier rest, never the prompt
            r        1   . . .   1 1   1 1
 
-    kept               tokens of the prompt that the rest may see: what is p above, and a gist token to r
+    kept               a token of the prompt that the rest sees: p in every line above but the last two, g in those
 
     positive control   r sees the prompt and earlier rest, no gist
     negative control   r sees the opening and earlier rest, neither prompt nor gist
@@ -63,7 +63,7 @@ def _sees(parts: Tensor, condition: Condition, both_ways: bool) -> Tensor:
     table[Part.OPENING, Part.OPENING] = True
     prompt = torch.tensor([Part.PROMPT, Part.KEPT], device=parts.device)
     table[prompt[:, None], prompt] = True
-    table[Part.PROMPT, Part.REST if condition == Condition.POSITIVE else Part.GIST] = both_ways
+    table[prompt, Part.REST if condition == Condition.POSITIVE else Part.GIST] = both_ways
     table[Part.GIST, [Part.PROMPT, Part.KEPT, Part.GIST]] = True
     table[Part.REST, sorted(_REST_SEES[condition])] = True
     return table[parts[:, :, None], parts[:, None, :]]

@@ -127,6 +127,25 @@ def test_pooling_says_which_architecture_has_no_standard_rotary_embedding(kind: 
         make_baseline("pooled", source(checkpoint))
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_selected_tokens_are_those_that_a_gist_keeps(kind: str) -> None:
+    keeping = tiny_checkpoint(kind, max_k=9, kept=8)
+    gists = GistModel(keeping).compress(PROMPTS, 9)
+    selected = make_baseline("selected", source(tiny_checkpoint(kind)))(PROMPTS, [2, 8])
+    for gist, few, many in zip(gists, selected[2], selected[8], strict=True):
+        assert many.k == many.provenance.kept == gist.provenance.kept
+        assert (few.k, few.end) == (2, gist.provenance.start)
+        for layer, (keys, values) in enumerate(zip(gist.keys, gist.values, strict=True)):
+            torch.testing.assert_close(many.keys[layer], keys[:, 1:], atol=1e-5, rtol=0)
+            torch.testing.assert_close(few.values[layer], values[:, 1:3], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "t5"])
+def test_selected_says_which_models_read_no_kept_tokens(kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="kept"):
+        make_baseline("selected", source(tiny_checkpoint(kind, recipe="paper")))
+
+
 def test_untrained_gist_tokens_know_nothing_of_the_checkpoints_training() -> None:
     checkpoint = tiny_checkpoint()
     gists = make_baseline("untrained", source(checkpoint))(PROMPTS, [2])[2]

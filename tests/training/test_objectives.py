@@ -11,6 +11,7 @@ import torch
 from tiny import save_tiny
 
 from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
+from gistlm.errors import InputError
 from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
 from gistlm.training.batches import collate, tokenize
@@ -96,6 +97,24 @@ def test_gist_embeddings_start_as_they_are_said_to(kind: Initial, checkpoint: Ch
     spread = float((start - start.mean(0)).std() / weight.std(0).mean())
     low, high = {"spread": (0.6, 1.5), "words": (0.6, 1.5), "small": (0.05, 0.2), "mean": (0.0, 0.02)}[kind.value]
     assert low < spread < high
+
+
+def test_training_with_kept_tokens_goes_on_from_learned_ones(base: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {word} {place}", "input": "hm", "output": word} for place, word in enumerate("abcdefgh")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {
+        "base": base, "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 2, "batch_size": 4, "lora_rank": 4,
+        "validation_rows": 2, "device": "cpu", "learning_rate": 1e-2,
+    }  # fmt: skip
+    first = train(parse_config({**shared, "max_k": 4, "output": str(tmp_path / "first")}))
+    learned = Checkpoint.load(first, device="cpu").gist_embeddings
+    second = {**shared, "start": str(first), "output": str(tmp_path / "second"), "max_k": 9, "kept": 7}
+    assert torch.equal(create_checkpoint(parse_config(second)).gist_embeddings, learned[:2])
+    made = Checkpoint.load(train(parse_config(second)), device="cpu")
+    assert (made.max_k, made.learned, made.config.kept) == (9, 2, 7)
+    assert not torch.equal(made.gist_embeddings, learned[:2])
+    with pytest.raises(InputError, match="4 learned gist tokens, the recipe 5"):
+        create_checkpoint(parse_config({**second, "max_k": 12}))
 
 
 def test_a_recipe_chooses_start_and_opening(base: str) -> None:

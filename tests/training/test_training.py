@@ -306,6 +306,8 @@ def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str
         ({"output": ""}, "output must be a text"),
         ({"name": 7}, "name must be a text"),
         ({"initial": "warm"}, "warm"),
+        ({"kept": 4}, "kept must be from 0 to max_k - 1 = 3, got 4"),
+        ({"kept": -1}, "kept must be a whole number of 0 or more"),
         ({"fixed_k": 5}, "fixed_k must be from 1 to max_k=4"),
         ({"lora_rank": None}, "frozen recipe needs a lora_rank"),
         ({"condition": "positive"}, "frozen recipe needs a lora_rank and trains the condition gist only"),

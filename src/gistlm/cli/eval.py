@@ -59,7 +59,7 @@ def eval(
     ] = True,
     baselines: Annotated[
         str, typer.Option("--baselines", help="Baselines of equal bytes, with commas; none for none.")
-    ] = "truncation,tfidf,pooled,last,untrained,llmlingua2",
+    ] = "truncation,tfidf,pooled,last,selected,untrained,llmlingua2",
     llmlingua2: Annotated[
         str | None, typer.Option("--llmlingua2", help="The classifier of that baseline: a folder or a hub id.")
     ] = None,

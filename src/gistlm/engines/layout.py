@@ -142,7 +142,9 @@ def _cached_columns(checkpoint: Checkpoint, gists: Sequence[Gist | None]) -> tup
             continue
         parts[row, width - length :] = torch.tensor([Part.OPENING] * h + [Part.GIST] * gist.k)
         start, kept = gist.provenance.start, gist.provenance.kept
-        positions[row, width - length :] = torch.tensor([*range(h), *range(start, gist.end), *[max(0, start - 1)] * kept])
+        positions[row, width - length :] = torch.tensor(
+            [*range(h), *range(start, gist.end), *[max(0, start - 1)] * kept]
+        )
         starts[row] = gist.end
     return parts, positions, starts
 

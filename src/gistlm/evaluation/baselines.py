@@ -8,9 +8,11 @@ k tokens of its own is held whole. Knows nothing of metrics, rows or engines.
     llmlingua2   its k tokens' worth of words that a token classifier would keep (Pan et al. 2024, LLMLingua-2)
     pooled       the full prompt's keys and values, averaged over k segments
     last         the full prompt's last k tokens, behind the opening as attention sink (Xiao et al. 2023)
-    untrained    k gist tokens as they are before training: initial embeddings, anchors if it has them, no adapter
+    selected     the k of the full prompt's tokens that a gist would keep: numbers, then the rarest
+    untrained    a gist of k tokens before training: initial embeddings, anchors and kept tokens if it has them, no
+                 adapter
 
-Words are encoded again, as a shorter prompt; pooled and last are cut from the whole prompt's pass.
+Words are encoded again, as a shorter prompt; pooled, last and selected are cut from the whole prompt's pass.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint
+from gistlm.anchors import NONE
+from gistlm.checkpoint import Checkpoint, check_kept
 from gistlm.compress import KeyValues, column_mask, compress, key_values_of, left_pad, left_positions
 from gistlm.encoder import encode
 from gistlm.errors import UnsupportedModelError
@@ -148,6 +151,26 @@ def _last(source: Source) -> Maker:
     return make
 
 
+def _selected(source: Source) -> Maker:
+    checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
+    check_kept(checkpoint.architecture)
+    absolute = checkpoint.architecture.numbering == "absolute"
+
+    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+        ids = _ids(checkpoint, prompts)
+        cache = _encode(checkpoint, ids, [0 if absolute else h - len(row) for row in ids])
+        columns = checkpoint.kept_columns(*left_pad(ids, Part.PROMPT, checkpoint.reader.device), max(ks))
+        gists = []
+        for row, prompt in enumerate(prompts):
+            own = columns[row][columns[row] != NONE]
+            chosen = [(keys[row][:, own], values[row][:, own]) for keys, values in cache]
+            made = _gist(checkpoint, chosen, prompt, "selected", len(ids[row]) if absolute else h)
+            gists.append(replace(made, provenance=replace(made.provenance, kept=made.k)))
+        return _nested(gists, ks)
+
+    return make
+
+
 def _untrained(source: Source) -> Maker:
     known = source.checkpoint
     initial = default_initial(known.config.anchored)
@@ -173,6 +196,7 @@ BASELINES: dict[str, Callable[[Source], Maker]] = {
     "tfidf": _tfidf,
     "pooled": _pooled,
     "last": _last,
+    "selected": _selected,
     "untrained": _untrained,
     "llmlingua2": _llmlingua2,
 }

@@ -9,7 +9,7 @@ from typing import Any
 from gistlm.evaluation.lengths import Bin
 from gistlm.evaluation.report import Point, Score
 
-_NAMES = ("gist", "truncation", "tfidf", "pooled", "last", "untrained", "llmlingua2")
+_NAMES = ("gist", "truncation", "tfidf", "pooled", "last", "untrained", "llmlingua2", "selected")
 # Okabe and Ito's palette, told apart by the colour-blind; the gist comes first and is drawn strongest
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"

@@ -82,7 +82,8 @@ def _requests(engine: Engine, probes: Sequence[Probe], ks: Sequence[int]) -> lis
     if ks:
         longest: list[Gist] = engine.compress([probe.prompt for probe in probes], ks[-1])  # type: ignore[assignment]
         made += [
-            [Request(probe.input, gist.shorten(min(k, gist.k))) for probe, gist in zip(probes, longest, strict=True)] for k in ks
+            [Request(probe.input, gist.shorten(min(k, gist.k))) for probe, gist in zip(probes, longest, strict=True)]
+            for k in ks
         ]
     return made
 
