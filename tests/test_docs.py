@@ -165,7 +165,7 @@ def test_a_stale_picture_fails_the_check(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_artefact_page_names_exactly_what_a_gist_file_holds(tmp_path: Path) -> None:
-    gist = GistModel(tiny_checkpoint()).compress("Answer in French.", k=2)
+    gist = GistModel(tiny_checkpoint(kept=15)).compress("Answer in French.", k=2)
     with safe_open(gist.save(tmp_path / "x.gist"), "pt") as file:
         metadata, tensors = file.metadata(), list(file.keys())
     assert sorted(table("artefact.md", "Metadata")) == sorted(metadata)
@@ -177,7 +177,7 @@ def test_the_artefact_page_names_exactly_what_a_gist_file_holds(tmp_path: Path) 
 
 
 def test_the_content_hash_is_what_the_artefact_page_says() -> None:
-    gist = GistModel(tiny_checkpoint()).compress("Answer in French.", k=2)
+    gist = GistModel(tiny_checkpoint(kept=15)).compress("Answer in French.", k=2)
     parts = [json.dumps(dataclasses.asdict(gist.provenance), sort_keys=True).encode()]
     tensors = {f"layers.{layer}.key": key for layer, key in enumerate(gist.keys)}
     tensors |= {f"layers.{layer}.value": value for layer, value in enumerate(gist.values)}

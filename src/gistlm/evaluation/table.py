@@ -137,7 +137,7 @@ class Table:
             "kv_bytes": round(cached * model["kv_bytes_per_token"]),
             "cached_tokens": cached,
             "prompt_tokens": float(self.prompt_tokens.mean()),
-            "compression": {FULL: 1.0, NONE: None}.get(condition, own / (condition.k or 1)),
+            "compression": own / held if held else None,
         }
 
 
