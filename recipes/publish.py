@@ -2,7 +2,7 @@
 
 Run: python recipes/publish.py runs/smollm2-135m-3 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-3.yaml
      --earlier runs/smollm2-135m recipes/smollm2-135m-frozen.yaml
-     --earlier runs/smollm2-135m-2 recipes/smollm2-135m-frozen-2.yaml
+     --earlier runs/smollm2-135m-2 recipes/smollm2-135m-frozen-2.yaml --kept 63
      --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
@@ -14,9 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gistlm.checkpoint import CONFIG
 from gistlm.evaluation.results import label, read_results
+from gistlm.files import write_atomically
 
-FILES = ("gistlm.json", "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")
+FILES = (CONFIG, "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")
 
 CARD = """---
 library_name: gistlm
@@ -65,8 +67,8 @@ rarest. A prompt with fewer tokens than there is room for is kept whole, in fewe
 
 LIMITS = """Details that must survive to the letter are lost where they are not among the kept tokens: see the probe above.
 Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
-base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all limits of its
-small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
+base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all limits of
+its small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),
@@ -88,6 +90,7 @@ def main() -> None:
         help="a run that this one went on from; again for more, the first one first",
     )  # fmt: skip
     parser.add_argument("--remark", default="", help="a sentence about the training")
+    parser.add_argument("--kept", type=int, help="most kept tokens: nothing is trained for them; the run's by default")
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
     parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
     parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
@@ -95,15 +98,20 @@ def main() -> None:
     options.checkpoint.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(options.run / name, options.checkpoint / name)
+    config = json.loads((options.checkpoint / CONFIG).read_text(encoding="utf-8"))
+    if options.kept is not None:
+        config["kept"] = options.kept
+        write_atomically(options.checkpoint / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     pairs = [*options.earlier, (options.run, options.recipe)]
     runs = [(recipe, json.loads((run / "training.json").read_text())) for run, recipe in pairs]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
-    text = card(runs, options.remark, found, answers, probe)
+    text = card(runs, config["kept"], options.remark, found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
 def card(
     runs: list[tuple[Path, dict[str, Any]]],
+    kept: int,
     remark: str,
     found: dict[str, Any],
     answers: dict[str, Any],
@@ -115,6 +123,7 @@ def card(
     for condition in found["conditions"]:
         condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
     config, machine, run = training["config"], found["run"]["machine"], found["run"]
+    learned = config["max_k"] - config["kept"]
     return CARD.format(
         name=config["name"],
         rank=config["lora_rank"],
@@ -122,9 +131,9 @@ def card(
         anchored="learned embeddings alone"
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
-        learned=f"Learned gist tokens: {config['max_k'] - config['kept']}",
-        kept=KEPT.format(kept=config["kept"]) if config["kept"] else "",
-        max_k=config["max_k"],
+        learned=f"Learned gist tokens: {learned}",
+        kept=KEPT.format(kept=kept) if kept else "",
+        max_k=learned + kept,
         runs="\n".join(one_run(*run) for run in runs),
         remark=f"{remark}\n" if remark else "",
         left_out=max(run["rows_left_out"] for _, run in runs),
