@@ -46,6 +46,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "plain": {"recipe": Recipe.PAPER, "lora_rank": None, "condition": Condition.POSITIVE},
     "plain_lora": {"recipe": Recipe.PAPER, "condition": Condition.POSITIVE},
 }
+COMPILED = "frozen_compiled"
+"""The same as frozen, every decoder layer through torch.compile."""
 RATIOS = {
     ("frozen", "plain"): 2.0,
     ("paper", "plain"): 1.0,
@@ -111,8 +113,10 @@ def run(options: argparse.Namespace) -> None:
     loop.keep_freed_memory()
     with Console(stderr=True).status("Loading a model for every condition ..."):
         objectives = {name: create(config, name) for name in CONDITIONS}
+        if options.compile:
+            objectives[COMPILED] = compiled(create(config, "frozen"))
     batches = make_batches(config, objectives["frozen"])
-    with Console(stderr=True).status(f"Training {len(CONDITIONS)} conditions on {len(batches)} batches in turns ..."):
+    with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
         calls = {name: stepper(objective, batches, name) for name, objective in objectives.items()}
         seconds = interleaved(calls, settings.steps)
     reader = objectives["frozen"].checkpoint.reader
@@ -136,6 +140,15 @@ def create(config: TrainConfig, name: str) -> loop.Objective:
     return loop.Objective(loop.create_checkpoint(changed), changed).train()
 
 
+def compiled(objective: loop.Objective) -> loop.Objective:
+    """The same condition with compiled decoder layers, for batches of any shape."""
+    checkpoint = objective.checkpoint
+    for decoder in (checkpoint.reader.get_decoder(), checkpoint.writer_decoder):
+        for layer in decoder.layers:
+            layer.compile(dynamic=True)
+    return objective
+
+
 def make_batches(config: TrainConfig, objective: loop.Objective) -> list[Fields]:
     """The batches that a run of this recipe would see, on the model's device."""
     checkpoint = objective.checkpoint
@@ -154,7 +167,7 @@ def make_batches(config: TrainConfig, objective: loop.Objective) -> list[Fields]
 
 def stepper(objective: loop.Objective, batches: list[Fields], name: str) -> Callable[[], None]:
     """A call that trains on the next batch. Plain fine-tuning has no gist tokens, not even hidden ones."""
-    if CONDITIONS[name].get("condition") == Condition.POSITIVE:
+    if name != COMPILED and CONDITIONS[name].get("condition") == Condition.POSITIVE:
         batches = [{**batch, "k": torch.zeros_like(batch["k"])} for batch in batches]
     parameters = list(objective.trainable().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
@@ -195,7 +208,8 @@ def summary(
             "speed_ratio": paired_ratio(seconds[other], seconds[name]),
             "target": target,
         }
-        for (name, other), target in RATIOS.items()
+        for (name, other), target in (RATIOS | {(COMPILED, "frozen"): None}).items()
+        if name in seconds
     ]
     return {"tokens": sum(tokens), "conditions": conditions, "ratios": ratios}
 
@@ -233,6 +247,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the base's weights; its own by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="of the rows' order, k and initial weights")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too; needs a C++ compiler")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 
