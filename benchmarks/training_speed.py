@@ -144,7 +144,7 @@ def compiled(objective: loop.Objective) -> loop.Objective:
     """The same condition with compiled decoder layers, for batches of any shape."""
     checkpoint = objective.checkpoint
     for decoder in (checkpoint.reader.get_decoder(), checkpoint.writer_decoder):
-        for layer in decoder.layers:
+        for layer in decoder.get_submodule("layers").children():
             layer.compile(dynamic=True)
     return objective
 
