@@ -65,10 +65,10 @@ KEPT = """
 Beyond these a gist keeps up to {kept} of the prompt's own tokens (their keys and values): those with digits, then the
 rarest. A prompt with fewer tokens than there is room for is kept whole, in fewer than k tokens."""
 
-LIMITS = """Details that must survive to the letter are lost where they are not among the kept tokens: see the probe above.
-Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
-base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all limits of
-its small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
+LIMITS = """Details that must survive to the letter are lost where they are not among the kept tokens: see the probe
+above. Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever
+has the base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all
+limits of its small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),
