@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import KeyValues, key_values_of
+from gistlm.columns import KeyValues, key_values_of
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gistlm.checkpoint import Recipe
+from gistlm.checkpoint_config import Recipe
 from gistlm.errors import DataError, GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
@@ -46,10 +46,13 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "plain": {"recipe": Recipe.PAPER, "lora_rank": None, "condition": Condition.POSITIVE},
     "plain_lora": {"recipe": Recipe.PAPER, "condition": Condition.POSITIVE},
 }
+KEPT = "frozen_kept"
+"""The same as frozen, one gist token learned and the others kept."""
 COMPILED = "frozen_compiled"
 """The same as frozen, every decoder layer through torch.compile."""
 RATIOS = {
     ("frozen", "plain"): 2.0,
+    (KEPT, "plain"): 2.0,
     ("paper", "plain"): 1.0,
     ("paper_lora", "plain_lora"): 1.0,
     ("frozen", "plain_lora"): None,
@@ -112,9 +115,11 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     loop.keep_freed_memory()
     with Console(stderr=True).status("Loading a model for every condition ..."):
-        objectives = {name: create(config, name) for name in CONDITIONS}
+        objectives = {name: create(config, CONDITIONS[name]) for name in CONDITIONS}
+        if settings.max_k > 1:
+            objectives[KEPT] = create(config, {"recipe": Recipe.FROZEN, "kept": settings.max_k - 1})
         if options.compile:
-            objectives[COMPILED] = compiled(create(config, "frozen"))
+            objectives[COMPILED] = compiled(create(config, CONDITIONS["frozen"]))
     batches = make_batches(config, objectives["frozen"])
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
         calls = {name: stepper(objective, batches, name) for name, objective in objectives.items()}
@@ -134,9 +139,9 @@ def run(options: argparse.Namespace) -> None:
     show(figures)
 
 
-def create(config: TrainConfig, name: str) -> loop.Objective:
+def create(config: TrainConfig, condition: dict[str, Any]) -> loop.Objective:
     """A condition's model and loss, with its own copy of the base."""
-    changed = replace(config, **CONDITIONS[name])
+    changed = replace(config, **condition)
     return loop.Objective(loop.create_checkpoint(changed), changed).train()
 
 
@@ -167,7 +172,7 @@ def make_batches(config: TrainConfig, objective: loop.Objective) -> list[Fields]
 
 def stepper(objective: loop.Objective, batches: list[Fields], name: str) -> Callable[[], None]:
     """A call that trains on the next batch. Plain fine-tuning has no gist tokens, not even hidden ones."""
-    if name != COMPILED and CONDITIONS[name].get("condition") == Condition.POSITIVE:
+    if CONDITIONS.get(name, {}).get("condition") == Condition.POSITIVE:
         batches = [{**batch, "k": torch.zeros_like(batch["k"])} for batch in batches]
     parameters = list(objective.trainable().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gistlm.checkpoint import CONFIG
+from gistlm.checkpoint_config import CONFIG
 from gistlm.evaluation.results import label, read_results
 from gistlm.files import write_atomically
 
@@ -62,13 +62,13 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 """
 
 KEPT = """
-Beyond these a gist keeps up to {kept} of the prompt's own tokens (their keys and values): those with digits, then the
-rarest. A prompt with fewer tokens than there is room for is kept whole, in fewer than k tokens."""
+Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
+itself: those that the prompt's last tokens, read once more, look at. A prompt of at most k tokens is kept whole."""
 
-LIMITS = """Details that must survive to the letter are lost where they are not among the kept tokens: see the probe
-above. Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever
-has the base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all
-limits of its small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
+LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.
+Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
+base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all limits of
+its small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from gistlm.gist import Gist, GistInfo
+from gistlm.gist import Gist
+from gistlm.provenance import GistInfo
 from gistlm.store.disk import DiskStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once, not once a process

@@ -207,8 +207,8 @@ def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path,
     figures = json.loads(output.read_text())
 
     trained = {row["condition"]: row["trained_parameters"] for row in figures["conditions"]}
-    assert list(trained) == ["frozen", "paper", "paper_lora", "plain", "plain_lora"]
-    assert trained["frozen"] == trained["paper_lora"] < trained["paper"] == trained["plain"]
+    assert list(trained) == ["frozen", "paper", "paper_lora", "plain", "plain_lora", "frozen_kept"]
+    assert trained["frozen_kept"] < trained["frozen"] == trained["paper_lora"] < trained["paper"] == trained["plain"]
     assert all(row["tokens_per_s"]["min"] > 0 for row in figures["conditions"])
     targets = {(row["condition"], row["against"]): row["target"] for row in figures["ratios"]}
     assert targets[("frozen", "plain")] == 2 and targets[("paper", "plain")] == 1
@@ -229,7 +229,7 @@ def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_
     base = str(save_tiny(tmp_path / "base"))
     config = speed.Settings(str(rows), base, 4, 512, None, 4, 2, 1, 0).config(None)
     for name in ("frozen", "plain"):
-        objective = speed.create(config, name)
+        objective = speed.create(config, speed.CONDITIONS[name])
         batches = speed.make_batches(config, objective)
         before = {part: tensor.clone() for part, tensor in objective.trainable().items()}
         seen: list[int] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from gistlm.adapter import LoraModules
 from gistlm.base import load_base
-from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint
+from gistlm.checkpoint_config import CheckpointOptions, Recipe
 from gistlm.compress import encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
+from gistlm.errors import InputError
 from gistlm.gist import Gist
 from gistlm.mask import Condition
 from gistlm.training.batches import collate, tokenize
@@ -60,8 +62,10 @@ class OneRow:
     """Position of the prompt's first token."""
     rest_first: int
     """Position of the rest's first token."""
-    kept: list[int] = field(default_factory=list)
-    """Places in the prompt of tokens that the rest sees."""
+    kept: int = 0
+    """Tokens of the prompt that the rest sees, those of each layer and head most looked at."""
+    template: int = 0
+    """The prompt's first tokens, which are not its own."""
 
     @property
     def width(self) -> int:
@@ -84,7 +88,6 @@ class OneRow:
             seen[queries[:, None], keys] = True
         if not self.k:
             seen[r[:, None], p] = True
-        seen[r[:, None], p[self.kept]] = True
         at = torch.tensor(self.positions())
         seen &= torch.ones_like(seen).tril()
         return seen & (at[:, None] - at < window) if window else seen
@@ -106,6 +109,52 @@ class OnePass:
         """[batch, S, 1]: 1 where the column is a gist token"""
         if checkpoint.writer is not checkpoint.reader:
             self._add_adapter(checkpoint.writer)
+        self.model.set_attn_implementation("eager")  # it gives its attention away
+        self.by_layer: list[Tensor] = []
+        """Masks [batch, heads, S, S] of every layer, where tokens are kept"""
+        for layer in self.model.modules():
+            if hasattr(layer, "layer_idx") and type(layer).__name__.endswith("Attention"):
+                layer.register_forward_pre_hook(self._own_mask, with_kwargs=True)
+
+    def _own_mask(self, layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self.by_layer:
+            kwargs["attention_mask"] = self.by_layer[layer.layer_idx]
+        return args, kwargs
+
+    @torch.no_grad()
+    def most_looked_at(self, row: OneRow) -> list[list[list[int]]]:
+        """By layer and head, the places of kept tokens: where the prompt's last 16 tokens look when they are read
+        again as gist tokens behind the gist. Heads that share keys agree.
+        """
+        again = row.prompt[row.template :][-16:]
+        n, width = len(row.prompt), len(row.prompt) + row.k + len(again)
+        embeddings = self._embed(OneRow([], row.prompt, row.k, again, 0, 0))[None]
+        self.gist_columns = (torch.arange(width) >= n).float()[None, :, None]
+        positions = torch.arange(row.first, row.first + width)[None]
+        out = self.model(inputs_embeds=embeddings, position_ids=positions, output_attentions=True, use_cache=True)
+        first = len(row.opening)
+        places = []
+        for attention, (keys, *_) in zip(out.attentions, out.past_key_values, strict=True):
+            among = attention[0, :, n + row.k :, :n]
+            shares = (among / among.sum(-1, keepdim=True)).sum(1)[:, first:]  # the opening is visible anyway
+            group = shares.view(keys.shape[1], -1, n - first).sum(1)
+            best = group.argsort(descending=True)[:, : row.kept] + first
+            places.append(best.repeat_interleave(len(shares) // len(best), 0).tolist())
+        return places
+
+    def _masks_by_layer(self, seen: Tensor, rows: list[OneRow], spans: list[slice]) -> list[Tensor]:
+        """From bool [batch, S, S] of learned tokens, [batch, heads, S, S] of every layer."""
+        kept = [self.most_looked_at(row) if row.kept else [] for row in rows]
+        layers = []
+        for layer in range(self.model.config.num_hidden_layers):
+            mask = seen[:, None].repeat(1, self.model.config.num_attention_heads, 1, 1)
+            for index, (row, span) in enumerate(zip(rows, spans, strict=True)):
+                for head, places in enumerate(kept[index][layer] if row.kept else []):
+                    prompt = span.start + len(row.opening)
+                    rest = torch.arange(span.stop - len(row.rest), span.stop)
+                    mask[index, head][rest[:, None], prompt + torch.tensor(places)] = True
+            layers.append(torch.where(mask, 0.0, -1e30))
+        return layers
 
     def _add_adapter(self, writer: torch.nn.Module) -> None:
         """Add the LoRA's B A x to the output of every linear layer, on gist columns only."""
@@ -137,9 +186,14 @@ class OnePass:
             for name, window in self.windows.items():
                 masks[name][index, span, span] = row.visible(window)
         additive = {name: torch.where(seen, 0.0, -1e30)[:, None] for name, seen in masks.items()}
+        columns, by_layer = self.gist_columns, []
+        if any(row.kept for row in rows):
+            by_layer = self._masks_by_layer(masks["all"], rows, spans)
+        self.gist_columns, self.by_layer = columns, by_layer
         out = self.model(
             inputs_embeds=embeddings, attention_mask=additive.get("all", additive), position_ids=positions
         ).logits
+        self.by_layer = []
         return [out[index, span][-len(row.rest) :] for index, (row, span) in enumerate(zip(rows, spans, strict=True))]
 
     def _embed(self, row: OneRow) -> Tensor:
@@ -201,7 +255,7 @@ def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> 
             known: Gist = made[index] if index <= size // 2 else made[-1]
             if index > size // 2:
                 prompt = prompts[-1]
-            gist = known if chance > 6 else known.shorten(draw(1, known.k))
+            gist = known if known.whole or chance > 6 else known.shorten(draw(1, known.k))
             requests.append(Request(text, gist=gist))
         else:
             requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text))
@@ -213,6 +267,7 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
     """The request in the design's words: opening from 0, gist after it, prompt before the gist, rest after it.
 
     GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input alone.
+    A gist that keeps its whole prompt is that prompt.
     """
     ids, rest = checkpoint.prompts.prompt_ids(prompt), checkpoint.prompts.rest_ids(request.input)
     opening = checkpoint.prompts.opening_ids if checkpoint.prompts.format.opening_visible else []
@@ -220,21 +275,14 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
         return OneRow([], ids, 0, rest, 0, len(ids))
     if request.gist is None:
         return OneRow(opening, [], 0, rest, len(opening), len(opening))
+    learned, kept = request.gist.k - request.gist.provenance.kept, request.gist.provenance.kept
+    if not learned:
+        assert kept == len(ids) - len(opening)
+        return OneRow([], ids, 0, rest, 0, len(ids))
+    assert kept == max(0, request.gist.k - len(checkpoint.gist_embeddings))
     first = 0 if kind == "gpt2" else len(opening) - len(ids)
-    learned = min(request.gist.k, len(checkpoint.gist_embeddings))
-    kept = weightiest(checkpoint, ids)[: request.gist.k - learned]
-    assert len(kept) == request.gist.k - learned == request.gist.provenance.kept
-    return OneRow(opening, ids, learned, rest, first, first + len(ids) + learned, kept)
-
-
-def weightiest(checkpoint: Checkpoint, ids: list[int]) -> list[int]:
-    """Places of a prompt's own tokens: each token once before any comes again; digits first, then high ids."""
-
-    def weight(place: int) -> tuple[int, bool, int]:
-        token = checkpoint.prompts.tokenizer.convert_ids_to_tokens(ids[place])
-        return -ids[place + 1 :].count(ids[place]), any(map(str.isdigit, token)), ids[place]
-
-    return sorted(range(len(checkpoint.prompts.opening_ids), len(ids)), key=weight, reverse=True)
+    template = len(checkpoint.prompts.opening_ids)
+    return OneRow(opening, ids, learned, rest, first, first + len(ids) + learned, kept, template)
 
 
 def cached_logits(model: GistModel, requests: list[Request]) -> list[Tensor]:
@@ -296,6 +344,10 @@ def test_a_shortened_gist_is_the_gist_of_that_size(kind: str, recipe: str, openi
     longest = model.compress(prompts, 16)
     for j in (1, 2, 7, 15, 16):
         for long, short in zip(longest, model.compress(prompts, j), strict=True):
+            if long.whole and j < long.k:
+                with pytest.raises(InputError, match=f"keeps its whole prompt.*k={j}"):
+                    long.shorten(j)
+                continue
             cut = long.shorten(min(j, long.k))
             assert (cut.k, cut.provenance) == (short.k, short.provenance)
             for one, other in zip((*cut.keys, *cut.values), (*short.keys, *short.values), strict=True):
@@ -312,20 +364,24 @@ def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(
     model, _ = loaded(kind, recipe, opening_visible, kept)
     prompts = [random_text(torch.Generator().manual_seed(length), length) for length in (1, 40, 150)]
     ids = [model.checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
+    learned = 6 if not kept else 3
+    gists = model.compress(prompts, 6)
     with torch.no_grad():
-        written = write_gists(model.checkpoint, encode_prompts(model.checkpoint, ids), 6)
-    for row, gist in enumerate(model.compress(prompts, 6)):
+        most = max(gist.provenance.kept for gist in gists)
+        encoded = encode_prompts(model.checkpoint, ids, torch.tensor([gist.whole for gist in gists]))
+        written = write_gists(model.checkpoint, encoded, learned, most)
+    for row, gist in enumerate(gists):
+        own = slice(learned if gist.whole else 0, None)
         for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):
-            torch.testing.assert_close(keys[row, :, : gist.k], key, atol=1e-5, rtol=0)
-            torch.testing.assert_close(values[row, :, : gist.k], value, atol=1e-5, rtol=0)
+            torch.testing.assert_close(keys[row, :, own][:, : gist.k], key, atol=1e-5, rtol=0)
+            torch.testing.assert_close(values[row, :, own][:, : gist.k], value, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "opening_visible", "kept"), sorted({(kind, visible, kept) for kind, _, visible, kept in CASES})
-)
+@pytest.mark.parametrize("opening_visible", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, opening_visible: bool, kept: int) -> None:
-    checkpoint = loaded(kind, "paper", opening_visible, kept)[0].checkpoint
+def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, opening_visible: bool) -> None:
+    checkpoint = loaded(kind, "paper", opening_visible)[0].checkpoint
     generator = torch.Generator().manual_seed(3)
     rows = [Row(random_text(generator, n), random_text(generator, 9), random_text(generator, 7)) for n in (1, 30, 90)]
     batch = collate([tokenize(row, checkpoint.prompts) for row in rows], [1, 5, 8])
@@ -342,6 +398,27 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, ope
         torch.testing.assert_close(logits, whole, atol=TOLERANCE, rtol=0)
     assert not torch.allclose(cached[Condition.GIST], full, atol=0.01)
     assert not torch.allclose(cached[Condition.GIST], cached[Condition.NEGATIVE], atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@torch.no_grad()
+def test_training_reads_the_gists_that_are_compressed(kind: str) -> None:
+    """Kept tokens too, and a prompt that is kept whole, in one batch with others."""
+    model, _ = loaded(kind, "frozen", True, KEPT)
+    generator = torch.Generator().manual_seed(4)
+    rows = [Row(random_text(generator, n), random_text(generator, 9), random_text(generator, 7)) for n in (4, 30, 90)]
+    sizes = [8, 2, 14]
+    batch = collate([tokenize(row, model.checkpoint.prompts) for row in rows], sizes)
+    passes = passes_of(model.checkpoint)
+    _, encoded = passes.full_prompt(batch, 3)
+    logits = passes.rest(batch, passes.write(encoded, batch), Condition.GIST, int(batch.output_lengths.max()))
+    gists = [model.compress(row.prompt, k) for row, k in zip(rows, sizes, strict=True)]
+    assert [gist.provenance.kept for gist in gists] == [4, 0, 11]
+    scores = model.score([row.input for row in rows], [row.output for row in rows], gists)
+    for row, score, found in zip(rows, scores, logits, strict=True):
+        ids = torch.tensor(model.checkpoint.prompts.output_ids(row.output))
+        expected = found[-len(ids) :].log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        torch.testing.assert_close(score, expected, atol=TOLERANCE, rtol=0)
 
 
 # The frozen promise

@@ -67,7 +67,14 @@ def test_kept_tokens_are_counted_in_the_file_and_by_shorten(kept: int) -> None:
     back = Gist.from_bytes(gist.to_bytes())
     assert same(back, gist) and back.id == gist.id
     assert gist.end == gist.provenance.start + 4 - kept
+    assert gist.whole == (kept == 4)
     for j in range(1, 5):
+        if gist.whole and j < 4:
+            with pytest.raises(
+                InputError, match=f"4 tokens keeps its whole prompt.*compress the prompt again with k={j}"
+            ):
+                back.shorten(j)
+            continue
         short = back.shorten(j)
         assert (short.k, short.provenance.kept) == (j, max(0, j - (4 - kept)))
         assert short.end == gist.provenance.start + min(j, 4 - kept)

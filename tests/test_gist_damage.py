@@ -26,7 +26,7 @@ WHOLE = GIST.to_bytes()
 
 def file_of(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
     """A safetensors file with a gist's metadata, changed; its hash is that of `GIST`."""
-    header = {"format": "gistlm.gist", "version": "1", "gist": GIST._metadata(), "sha256": GIST.id, **metadata}
+    header = {"format": "gistlm.gist", "version": "1", "gist": GIST.provenance.to_json(), "sha256": GIST.id, **metadata}
     return save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, header)
 
 
@@ -136,16 +136,16 @@ def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Te
         ({"gist": "{"}, "damaged"),
         ({"gist": "[" * 100_000}, "damaged"),
         ({"gist": "1" * 10_000}, "damaged"),
-        ({"gist": make_gist(base="tinier")._metadata()}, "does not match its hash"),
-        ({"gist": GIST._metadata().replace('"start": 3', '"start": true')}, "'start' must be int, got True"),
-        ({"gist": GIST._metadata().replace('"start": 3', '"start": -3')}, "from 0 to"),
-        ({"gist": GIST._metadata().replace('"start": 3', f'"start": {"9" * 4000}')}, "from 0 to"),
-        ({"gist": GIST._metadata().replace('"start": 3', '"start": 3, "kept": 3')}, "2 tokens cannot keep 3"),
-        ({"gist": GIST._metadata().replace('"start": 3', '"start": 3, "kept": -1')}, "from 0 to"),
-        ({"gist": GIST._metadata().replace('"start": 3', '"start": 3, "kept": 0.5')}, "'kept' must be int, got 0.5"),
-        ({"gist": GIST._metadata().replace('"tiny"', "7")}, "'base' must be str, got 7"),
-        ({"gist": GIST._metadata().replace('"base"', '"bass"')}, "damaged"),
-        ({"gist": GIST._metadata().replace('"start": 3', '"start": 3, "more": 4')}, "damaged"),
+        ({"gist": make_gist(base="tinier").provenance.to_json()}, "does not match its hash"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": true')}, "'start' must be int, got True"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": -3')}, "from 0 to"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', f'"start": {"9" * 4000}')}, "from 0 to"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 3')}, "2 tokens cannot keep 3"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": -1')}, "from 0 to"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 0.5')}, "'kept' must be int, got 0.5"),
+        ({"gist": GIST.provenance.to_json().replace('"tiny"', "7")}, "'base' must be str, got 7"),
+        ({"gist": GIST.provenance.to_json().replace('"base"', '"bass"')}, "damaged"),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "more": 4')}, "damaged"),
     ],
 )
 def test_metadata_that_is_not_this_gists_is_refused(metadata: dict[str, str], match: str) -> None:
@@ -158,7 +158,7 @@ def test_metadata_that_is_not_this_gists_is_refused(metadata: dict[str, str], ma
     ids=lambda each: next(iter(each)),
 )
 def test_missing_metadata_is_refused(changed: dict[str, None]) -> None:
-    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST._metadata(), "sha256": GIST.id}
+    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST.provenance.to_json(), "sha256": GIST.id}
     assert_refused(save_tensors(TENSORS, {name: value for name, value in metadata.items() if name not in changed}))
 
 
@@ -189,7 +189,7 @@ def _tensor(shape: list[int], dtype: str = "F32", end: int = 0) -> dict[str, Any
     ids=json.dumps,
 )
 def test_impossible_tensors_are_refused_before_memory_is_taken(entry: dict[str, Any]) -> None:
-    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST._metadata(), "sha256": GIST.id}
+    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST.provenance.to_json(), "sha256": GIST.id}
     header = {"__metadata__": metadata, "layers.0.key": entry, "layers.0.value": entry}
     assert_refused(with_header(header, bytes(16)))
 

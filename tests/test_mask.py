@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gistlm import mask
 from gistlm.mask import Condition, Part, additive, cross_attention_mask, decoder_mask, encoder_mask
 
-LETTERS = {"o": Part.OPENING, "p": Part.PROMPT, "g": Part.GIST, "r": Part.REST, "k": Part.KEPT, "-": Part.PAD}
+LETTERS = {"o": Part.OPENING, "p": Part.PROMPT, "g": Part.GIST, "r": Part.REST, "-": Part.PAD}
 
 
 def may_see(query: Part, key: Part, condition: str, encoder: bool) -> bool:
@@ -21,18 +21,17 @@ def may_see(query: Part, key: Part, condition: str, encoder: bool) -> bool:
         return False
     if query == Part.OPENING:  # the first thing in the sequence: it reads itself
         return key == Part.OPENING
-    prompt = (Part.PROMPT, Part.KEPT)  # a kept token is one of the prompt's
-    if query in prompt:  # ordinary text with its own copy of the opening; an encoder also lets it read what follows
-        return key in prompt or (encoder and key == (Part.REST if condition == "positive" else Part.GIST))
+    if (
+        query == Part.PROMPT
+    ):  # ordinary text with its own copy of the opening; an encoder also lets it read what follows
+        return key == Part.PROMPT or (encoder and key == (Part.REST if condition == "positive" else Part.GIST))
     if query == Part.GIST:  # gist tokens read the prompt
-        return key in (*prompt, Part.GIST)
+        return key in (Part.PROMPT, Part.GIST)
     if condition == "positive":  # as if there were no compression: everything but the gist
-        return key in (*prompt, Part.REST)
+        return key in (Part.PROMPT, Part.REST)
     if condition == "negative":  # as if there were no prompt
         return key in (Part.OPENING, Part.REST)
-    return (
-        key != Part.PROMPT
-    )  # kept tokens are seen; else "masking out attention to the prompt": what follows the gist cannot see it
+    return key != Part.PROMPT  # "masking out attention to the prompt": what follows the gist cannot see it
 
 
 def letters_of(layout: str) -> list[Part]:
@@ -43,9 +42,7 @@ def letters_of(layout: str) -> list[Part]:
 def layouts(draw: st.DrawFn) -> list[Part]:
     """One row: opening, prompt, gist, rest, of any size, with padding anywhere between and around them."""
     padding = st.integers(0, 2).map("-".__mul__)
-    prompt = draw(st.text("pk", max_size=4))
-    parts = [prompt if letter == "p" else letter * draw(st.integers(0, 4)) for letter in "opgr"]
-    return letters_of("".join(draw(padding) + part for part in parts) + draw(padding))
+    return letters_of("".join(draw(padding) + letter * draw(st.integers(0, 4)) for letter in "opgr") + draw(padding))
 
 
 @st.composite

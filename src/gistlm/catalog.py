@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from gistlm.checkpoint import CONFIG, Checkpoint
+from gistlm.checkpoint import Checkpoint
+from gistlm.checkpoint_config import CONFIG
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.legacy import is_legacy, load_legacy
 

@@ -9,8 +9,7 @@ Knows nothing of prompts, gists or generation.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,79 +20,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
-from gistlm.anchors import NONE, anchor_ids, kept_columns
+from gistlm.adapter import AdapterOnLast, adapter_weights, add_lora, load_lora
+from gistlm.anchors import anchor_ids
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
 from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
-from gistlm.errors import ModelError, ModelNotFoundError, UnsupportedModelError
+from gistlm.checkpoint_config import CheckpointConfig, CheckpointOptions, Recipe, read_config, write_config
+from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.files import sha256, write_atomically
-from gistlm.initial import Initial, default_initial, embedding_weight, initial_embeddings
+from gistlm.initial import default_initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
-from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
+from gistlm.observe import check_observable
+from gistlm.prompt import PromptTokenizer, default_format
 
-CONFIG = "gistlm.json"
 EMBEDDINGS = "gist_embeddings.safetensors"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GIST_TOKEN = "<GIST>"
 """The original project's gist token, an entry of its vocabularies."""
-VERSION = 1
-MOST_KEPT = 1 << 16
-_MAX_CONFIG_BYTES = 1 << 20
-
-
-class Recipe(StrEnum):
-    """How a checkpoint was trained."""
-
-    FROZEN = "frozen"
-    """The base is bit-identical; only gist tokens pass through the adapter."""
-    PAPER = "paper"
-    """The whole model, or a LoRA merged into it, was tuned under the gist mask."""
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """What `gistlm.json` says."""
-
-    base: str
-    """Folder, hub id or package file of the model underneath; "." when it lies in the checkpoint's own folder."""
-    recipe: Recipe
-    base_fingerprint: str
-    """Of the base's weights: those trained on, and once loaded those in use."""
-    name: str
-    """For people."""
-    anchored: bool = False
-    """Whether each gist token starts from a token of the prompt (see `anchors`) beside its own embedding."""
-    kept: int = 0
-    """Most tokens of the prompt whose own keys and values a gist keeps behind its learned gist tokens."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            kind = {"anchored": bool, "kept": int}.get(field.name, str)
-            value = getattr(self, field.name)
-            if not isinstance(value, kind) or (kind is int and type(value) is not int):
-                raise ModelError(f"a checkpoint's {field.name!r} must be {kind.__name__}: {value!r}")
-        if not 0 <= self.kept <= MOST_KEPT:
-            raise ModelError(f"a checkpoint's 'kept' must be from 0 to {MOST_KEPT:,}: {self.kept!r}")
-
-
-@dataclass(frozen=True)
-class CheckpointOptions:
-    """What an untrained checkpoint is made of."""
-
-    recipe: Recipe
-    max_k: int = 16
-    kept: int = 0
-    """So many of the max_k tokens are the prompt's own, the others learned gist tokens."""
-    lora_rank: int | None = 32
-    """None (`paper` only) trains every weight."""
-    lora_modules: LoraModules = LoraModules.ATTENTION
-    anchored: bool = False
-    opening_visible: bool | None = None
-    """Whether the template's opening stays visible beside the gist; by default under `frozen`."""
-    initial: Initial | None = None
-    """Where gist embeddings start: `SMALL` beside anchors by default, else `SPREAD`."""
-    seed: int = 0
 
 
 class Checkpoint:
@@ -121,7 +64,7 @@ class Checkpoint:
         """Gist tokens that the vocabulary contains, never to be emitted; ours lie outside it."""
         self.architecture: Architecture = inspect_architecture(reader)
         if config.kept:
-            check_kept(self.architecture)
+            check_kept(self.architecture, reader)
 
     @property
     def max_k(self) -> int:
@@ -166,52 +109,31 @@ class Checkpoint:
         """
         inputs = self.gist_embeddings[:k].expand(len(tokens), -1, -1)
         if self.config.anchored:
-            anchors = anchor_ids(tokens, self._is_own(parts), k)
+            anchors = anchor_ids(tokens, self.is_own(parts), k)
             inputs = inputs + self.reader.get_input_embeddings()(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
         return inputs.to(self.reader.dtype)
 
-    def _is_own(self, parts: Tensor) -> Tensor:
-        """[batch, N]: which columns hold the prompt's own tokens, not padding and not the template's opening."""
+    def is_own(self, parts: Tensor) -> Tensor:
+        """bool [batch, N]: which columns hold the prompt's own tokens, not padding and not the template's opening."""
+        return self._is_behind(len(self.prompts.opening_ids), parts)
+
+    def may_be_kept(self, parts: Tensor) -> Tensor:
+        """bool [batch, N]: which columns a gist can keep, those that are not visible beside it anyway."""
+        return self._is_behind(self.opening_tokens, parts)
+
+    def _is_behind(self, first: int, parts: Tensor) -> Tensor:
         is_prompt = parts == Part.PROMPT
-        return is_prompt & (is_prompt.cumsum(dim=1) > len(self.prompts.opening_ids))
+        return is_prompt & (is_prompt.cumsum(dim=1) > first)
 
-    def kept_columns(self, tokens: Tensor, parts: Tensor, most: int) -> Tensor:
-        """Columns [batch, most] of the prompts' tokens to be kept, the weightiest first; `NONE` where they are used up.
+    def held(self, parts: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """How many learned and how many kept tokens, both [batch], gists of at most k [batch] tokens have.
 
-        tokens, parts as in `gist_inputs`. Tokens with digits come first, since no model guesses a number; then the
-        rarest.
+        parts: of the prompts [batch, N]. A prompt of at most k tokens is kept whole, and nothing is learned.
         """
-        ranks = tokens + self._has_digit[tokens] * len(self._has_digit)
-        return kept_columns(ranks, self._is_own(parts), most)
-
-    def sizes(self, parts: Tensor, k: Tensor) -> Tensor:
-        """Tokens that gists of at most k [batch] have: no more than there are learned ones and tokens of the prompt."""
         if not self.config.kept:
-            return k
-        return torch.minimum(k, self.learned + self._is_own(parts).sum(dim=1))
-
-    def visible_parts(self, tokens: Tensor, parts: Tensor, k: Tensor) -> Tensor:
-        """The prompts' ``parts`` [batch, N] with those columns as `Part.KEPT` that gists of k [batch] tokens keep."""
-        most = int(k.max()) - self.learned
-        if most <= 0:
-            return parts
-        columns = self.kept_columns(tokens, parts, most)
-        wanted = (columns != NONE) & (torch.arange(most, device=k.device) < (k - self.learned)[:, None])
-        is_kept = torch.zeros_like(parts).scatter_add(1, columns.clamp_min(0), wanted.long())
-        return parts.masked_fill(is_kept > 0, int(Part.KEPT))
-
-    @cached_property
-    def _has_digit(self) -> Tensor:
-        """[vocabulary], bool."""
-        size = embedding_weight(self.reader).shape[0]
-        found = torch.zeros(size, dtype=torch.bool, device=self.reader.device)
-        numbers = [
-            index
-            for token, index in self.prompts.tokenizer.get_vocab().items()
-            if index < size and any(character.isdigit() for character in token)
-        ]
-        found[torch.tensor(numbers, dtype=torch.long, device=found.device)] = True
-        return found
+            return k, torch.zeros_like(k)
+        tokens, learned = self.may_be_kept(parts).sum(dim=1), k.clamp_max(self.learned)
+        return torch.where(tokens <= k, 0, learned), torch.where(tokens <= k, tokens, k - learned)
 
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:
@@ -278,7 +200,7 @@ class Checkpoint:
 
         Raises `ModelNotFoundError` or `ModelError`.
         """
-        config, prompt_format = _read_config(folder)
+        config, prompt_format = read_config(folder)
         where = base or (str(folder) if config.base == "." else config.base)
         reader, tokenizer, fingerprint = load_base(where, device, dtype)
         if base is None and fingerprint != config.base_fingerprint:
@@ -321,37 +243,18 @@ class Checkpoint:
             self.prompts.tokenizer.save_pretrained(folder)
         embeddings = self.gist_embeddings.detach().to("cpu", self.reader.dtype).contiguous()
         save_file({"gist_embeddings": embeddings}, folder / EMBEDDINGS)
-        record = {"version": VERSION, **config, "prompt_format": self.prompts.format.to_dict()}
-        write_atomically(folder / CONFIG, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        write_config(folder, config, self.prompts.format)
         if card is not None:
             write_atomically(folder / "README.md", card.encode())
         return folder
 
 
-def check_kept(architecture: Architecture) -> None:
-    """Raise `UnsupportedModelError` unless the model can read kept tokens of a prompt."""
+def check_kept(architecture: Architecture, model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` unless a gist can keep tokens of the prompt."""
     if architecture.encodes:
         raise UnsupportedModelError(
             "an encoder's tokens cannot be kept: gist and prompt are read as one; set kept to 0"
         )
     if architecture.window is not None:
         raise UnsupportedModelError("kept tokens may fall out of this model's sliding windows; set kept to 0")
-
-
-def _read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ModelNotFoundError(f"{folder} is not a gist checkpoint: it has no {CONFIG}")
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ModelError(f"{path} has {path.stat().st_size:,} bytes; {_MAX_CONFIG_BYTES:,} are allowed")
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record.pop("version")
-        prompt_format = PromptFormat.from_dict(record.pop("prompt_format"))
-        record["recipe"] = Recipe(record["recipe"])
-        config = CheckpointConfig(**record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
-    if version != VERSION:
-        raise ModelError(f"{path} has checkpoint version {version}; this gistlm reads version {VERSION}")
-    return config, prompt_format
+    check_observable(model.get_decoder())

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.checkpoint import Checkpoint
+from gistlm.checkpoint_config import Recipe
+from gistlm.columns import CacheOfLayers, KeyValues, column_mask, key_values_of, left_pad, left_positions
 from gistlm.encoder import encode
 from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
-from gistlm.gist import Gist, GistInfo
+from gistlm.gist import Gist
 from gistlm.mask import Part
-
-KeyValues = list[tuple[Tensor, Tensor]]
-"""Keys and values by layer, each [batch, kv_heads, tokens, head_dim]."""
+from gistlm.observe import OBSERVERS, Observation, PassIsOver
+from gistlm.provenance import GistInfo
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,14 @@ class Encoded:
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
-    """One gist of k tokens per prompt, on the model's device; of fewer where all tokens of a prompt are kept.
+    """One gist of k tokens per prompt, on the model's device; of fewer where a prompt is kept whole.
 
     Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
     """
     check_k(k, checkpoint.max_k)
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
-    limit = checkpoint.architecture.context - k - 1
+    behind = max(k, checkpoint.learned + OBSERVERS) if checkpoint.config.kept else k
+    limit = checkpoint.architecture.context - behind - 1
     for row in ids:
         if len(row) > limit:
             raise PromptTooLongError(len(row), limit)
@@ -58,19 +60,25 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
         return []
     states: Tensor | None = None
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
+    learned, kept = checkpoint.held(parts, torch.full_like(parts[:, 0], k))
+    most = min(k, checkpoint.learned), int(kept.max())
     with torch.inference_mode():
         if checkpoint.architecture.encodes:
             key_values, states = encode_gists(checkpoint, tokens, parts, k)
             starts = torch.zeros(len(ids), dtype=torch.long)
         elif checkpoint.adapts_columns:
-            key_values, starts = one_pass(checkpoint, tokens, parts, k)
+            key_values, starts = one_pass(checkpoint, tokens, parts, *most, learned == 0)
         else:
-            encoded = encode_prompts(checkpoint, ids)
-            key_values, starts = write_gists(checkpoint, encoded, k), encoded.gist_start
+            encoded = encode_prompts(checkpoint, ids, learned == 0)
+            key_values, starts = write_gists(checkpoint, encoded, *most), encoded.gist_start
     rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
     each = [None] * len(ids) if states is None else list(states)
-    sizes = checkpoint.sizes(parts, torch.full_like(parts[:, 0], k)).tolist()
-    return [_gist(checkpoint, *row) for row in zip(rows, sizes, starts.tolist(), ids, each, strict=True)]
+    return [
+        _gist(checkpoint, _held(layers, most[0], *held), held[1], *row)
+        for layers, held, *row in zip(
+            rows, zip(learned.tolist(), kept.tolist(), strict=True), starts.tolist(), ids, each, strict=True
+        )
+    ]
 
 
 def check_k(k: int, largest: int) -> None:
@@ -79,21 +87,25 @@ def check_k(k: int, largest: int) -> None:
         raise InputError(f"k is the number of gist tokens, from 1 to {largest} for this checkpoint; got {k!r}")
 
 
-def prompt_starts(checkpoint: Checkpoint, lengths: Tensor) -> Tensor:
-    """The position of each prompt's first token, from prompt lengths [batch].
+def prompt_starts(checkpoint: Checkpoint, lengths: Tensor, whole: Tensor) -> Tensor:
+    """The position of each prompt's first token, from prompt lengths [batch] and whether all is kept, bool [batch].
 
-    Relative numbering: such that the gist follows the opening, so below zero for most prompts. Absolute: zero.
+    Relative numbering: such that the gist follows the opening, so below zero for most prompts. Absolute, and where a
+    prompt is kept ``whole``, as in the full prompt: zero.
     """
     if checkpoint.architecture.numbering == "absolute":
         return torch.zeros_like(lengths)
-    return checkpoint.opening_tokens - lengths
+    return torch.where(whole, 0, checkpoint.opening_tokens - lengths)
 
 
-def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Encoded:
-    """Run prompts (token ids, opening included) through the reader as ordinary causal text."""
+def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], whole: Tensor | None = None) -> Encoded:
+    """Run prompts (token ids, opening included) through the reader as ordinary causal text.
+
+    whole: as in `prompt_starts`; none is by default.
+    """
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
     lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
-    starts = prompt_starts(checkpoint, lengths)
+    starts = prompt_starts(checkpoint, lengths, torch.zeros_like(lengths, dtype=torch.bool) if whole is None else whole)
     positions = left_positions(parts, starts)
     cache = DynamicCache()
     reader = checkpoint.reader.get_decoder()
@@ -102,71 +114,101 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> Enco
     return Encoded(key_values_of(cache), parts, positions, starts + lengths, tokens)
 
 
-def write_gists(checkpoint: Checkpoint, encoded: Encoded, k: int) -> KeyValues:
-    """Run gist tokens over encoded prompts; their keys and values, and of kept tokens: [batch, kv_heads, k, head_dim].
+def write_gists(checkpoint: Checkpoint, encoded: Encoded, learned: int, kept: int = 0) -> KeyValues:
+    """Run gist tokens over encoded prompts: keys and values [batch, kv_heads, learned + kept, head_dim].
 
-    Where a prompt has too few tokens to keep, what is behind them means nothing (`Checkpoint.sizes`).
+    Where a prompt has fewer tokens than are to be kept, what is behind them means nothing.
     """
-    batch, most = encoded.parts.shape[0], k
-    k = min(k, checkpoint.learned)
-    positions = encoded.gist_start[:, None] + torch.arange(k, device=encoded.parts.device)
-    gist_parts = torch.full((batch, k), int(Part.GIST), device=encoded.parts.device)
+    inputs, parts = _behind(checkpoint, encoded.tokens, encoded.parts, learned, kept)
+    positions = left_positions(parts, encoded.gist_start)
     masks = checkpoint.architecture.masks(
-        torch.cat([encoded.parts, gist_parts], dim=1),
+        torch.cat([encoded.parts, parts], dim=1),
         torch.cat([encoded.positions, positions], dim=1),
-        queries=k,
+        queries=parts.shape[1],
         dtype=checkpoint.reader.dtype,
     )
     cache = DynamicCache(encoded.key_values)
-    checkpoint.writer_decoder(
-        inputs_embeds=checkpoint.gist_inputs(encoded.tokens, encoded.parts, k),
+    return _written(
+        checkpoint,
+        encoded.parts,
+        parts,
+        (learned, kept),
+        cache,
+        inputs_embeds=inputs,
         attention_mask=masks,
         position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
     )
-    return _with_kept(checkpoint, encoded.tokens, encoded.parts, key_values_of(cache), k, most)
 
 
-def _with_kept(
-    checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, key_values: KeyValues, learned: int, most: int
-) -> KeyValues:
-    """The last ``learned`` columns, and behind them the prompts' kept ones up to ``most``, of a cache of prompts and
-    gist tokens.
-    """
-    gist = [(keys[:, :, -learned:], values[:, :, -learned:]) for keys, values in key_values]
-    if most <= learned:
-        return gist
-    columns = checkpoint.kept_columns(tokens, parts, most - learned).clamp_min(0)[:, None, :, None]
-
-    def kept(side: Tensor) -> Tensor:
-        return side.gather(2, columns.expand(-1, side.shape[1], -1, side.shape[3]))
-
-    return join_key_values(gist, [(kept(keys), kept(values)) for keys, values in key_values])
-
-
-def one_pass(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, k: int) -> tuple[KeyValues, Tensor]:
+def one_pass(
+    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: int, whole: Tensor
+) -> tuple[KeyValues, Tensor]:
     """What `encode_prompts` and `write_gists` give, in one pass of prompts and gist tokens side by side.
 
     Without a rest the gist mask is the plain causal one, so the model's own serves; the adapter is kept off the
-    prompt. Returns keys and values [batch, kv_heads, k, head_dim] and positions of the first gist tokens [batch].
+    prompt. Returns keys and values as `write_gists` and the positions of the first gist tokens [batch].
     """
-    lengths, most = (prompt_parts != Part.PAD).sum(dim=1), k
-    k = min(k, checkpoint.learned)
-    starts = prompt_starts(checkpoint, lengths)
-    gist_parts = torch.full((len(tokens), k), int(Part.GIST), device=tokens.device)
-    parts = torch.cat([prompt_parts, gist_parts], dim=1)
-    gist = checkpoint.gist_inputs(tokens, prompt_parts, k)
-    cache = _CacheOfLayers(checkpoint.architecture.layers)
-    with checkpoint.adapter_on_last(k), suppress(_CacheIsFull):
-        checkpoint.writer_decoder(
-            inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), gist], dim=1),
+    lengths = (prompt_parts != Part.PAD).sum(dim=1)
+    starts = prompt_starts(checkpoint, lengths, whole)
+    inputs, behind = _behind(checkpoint, tokens, prompt_parts, learned, kept)
+    parts = torch.cat([prompt_parts, behind], dim=1)
+    with checkpoint.adapter_on_last(behind.shape[1]):
+        key_values = _written(
+            checkpoint,
+            prompt_parts,
+            behind,
+            (learned, kept),
+            DynamicCache() if kept else CacheOfLayers(checkpoint.architecture.layers),
+            inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), inputs], dim=1),
             attention_mask=column_mask(parts),
             position_ids=left_positions(parts, starts),
-            past_key_values=cache,
-            use_cache=True,
         )
-    return _with_kept(checkpoint, tokens, prompt_parts, key_values_of(cache), k, most), starts + lengths
+    return key_values, starts + lengths
+
+
+def _behind(
+    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: int
+) -> tuple[Tensor, Tensor]:
+    """What the writer reads behind prompts: gist tokens and, if tokens are to be kept, observers, which see what a
+    gist token sees. Input embeddings [batch, columns, hidden] and parts [batch, columns].
+    """
+    inputs = checkpoint.gist_inputs(tokens, prompt_parts, learned)
+    parts = torch.full((len(tokens), learned), int(Part.GIST), device=tokens.device)
+    if not kept:
+        return inputs, parts
+    again = checkpoint.reader.get_input_embeddings()(tokens[:, -OBSERVERS:])
+    observers = torch.where(checkpoint.is_own(prompt_parts)[:, -OBSERVERS:], int(Part.GIST), int(Part.PAD))
+    return torch.cat([inputs, again], dim=1), torch.cat([parts, observers], dim=1)
+
+
+def _written(
+    checkpoint: Checkpoint,
+    prompt_parts: Tensor,
+    behind: Tensor,
+    held: tuple[int, int],
+    cache: DynamicCache,
+    **inputs: Any,
+) -> KeyValues:
+    """Run the writer; of its cache the learned gist tokens' columns, and behind them the kept ones of the prompts."""
+    learned, kept = held
+    decoder, width = checkpoint.writer_decoder, prompt_parts.shape[1]
+    if not kept:
+        with suppress(PassIsOver):
+            decoder(**inputs, past_key_values=cache, use_cache=True)
+        return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)]
+    watch = Observation(prompt_parts != Part.PAD, behind[:, learned:] != Part.PAD, checkpoint.architecture.layers)
+    with watch(decoder):
+        decoder(**inputs, past_key_values=cache, use_cache=True)
+
+    def side(tensor: Tensor, columns: Tensor) -> Tensor:
+        chosen = tensor.gather(2, columns[..., None].expand(-1, -1, -1, tensor.shape[3]))
+        return torch.cat([tensor[:, :, width : width + learned], chosen], dim=2)
+
+    by_layer = watch.columns(checkpoint.may_be_kept(prompt_parts), kept)
+    return [
+        (side(keys, columns), side(values, columns))
+        for (keys, values), columns in zip(key_values_of(cache), by_layer, strict=True)
+    ]
 
 
 def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int | Tensor) -> tuple[KeyValues, Tensor]:
@@ -194,26 +236,6 @@ def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int |
     return gist, states[:, -width:]
 
 
-class _CacheIsFull(Exception):
-    """Ends a pass."""
-
-
-class _CacheOfLayers(DynamicCache):
-    """Ends the pass once the last layer's keys and values are in: its attention and what follows serve no gist."""
-
-    def __init__(self, layers: int) -> None:
-        super().__init__()
-        self._last_layer = layers - 1
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self._last_layer:
-            raise _CacheIsFull
-        return updated
-
-
 def encode_opening(checkpoint: Checkpoint) -> KeyValues:
     """Keys and values [1, kv_heads, h, head_dim] of the visible opening; an empty list when there is none."""
     if not checkpoint.opening_tokens:
@@ -236,53 +258,27 @@ def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
 
 
 def gist_start(checkpoint: Checkpoint, gist: Gist) -> int:
-    """The position at which the model reads a gist: after the opening, or with absolute numbering after its prompt."""
-    if checkpoint.architecture.numbering == "absolute":
+    """The position at which the model reads a gist: after the opening, or with absolute numbering after its prompt, as
+    it reads one that keeps its whole prompt.
+    """
+    if checkpoint.architecture.numbering == "absolute" or gist.whole:
         return gist.provenance.prompt_tokens
     return checkpoint.opening_tokens
 
 
-def repeat_key_values(key_values: KeyValues, rows: int) -> KeyValues:
-    """A batch of one, seen as a batch of ``rows``."""
-    return [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in key_values]
+def _held(layers: KeyValues, width: int, learned: int, kept: int) -> KeyValues:
+    """A row's own columns of [kv_heads, width + most kept, head_dim]: a prompt that is kept whole has none learned."""
+    columns = slice(width - learned, width + kept)
+    # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
+    # from inference mode, so that a gist can be trained on
+    return [(keys[:, columns].clone(), values[:, columns].clone()) for keys, values in layers]
 
 
-def join_key_values(first: KeyValues, second: KeyValues) -> KeyValues:
-    """The tokens of two caches one after the other; either may be empty."""
-    if not first or not second:
-        return first or second
-    return [
-        (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
-        for (keys, values), (more_keys, more_values) in zip(first, second, strict=True)
-    ]
-
-
-def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and parts, both [batch, longest], padded on the left with zeros."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    parts = torch.tensor([[int(Part.PAD)] * (width - len(row)) + [int(part)] * len(row) for row in rows], device=device)
-    return tokens, parts
-
-
-def left_positions(parts: Tensor, starts: Tensor) -> Tensor:
-    """[batch, S] positions that count from ``starts`` [batch] at each row's first token; padding repeats the start."""
-    return starts[:, None] + ((parts != Part.PAD).cumsum(dim=1) - 1).clamp_min(0)
-
-
-def column_mask(parts: Tensor) -> Tensor | None:
-    """The 2D mask of plain causal rows [batch, S], or None when nothing is padded."""
-    return None if bool((parts != Part.PAD).all()) else (parts != Part.PAD).long()
-
-
-def key_values_of(cache: DynamicCache) -> KeyValues:
-    """A cache's tensors by layer."""
-    return [(keys, values) for keys, values, _ in cache]
-
-
-def _gist(checkpoint: Checkpoint, layers: KeyValues, k: int, start: int, ids: list[int], states: Tensor | None) -> Gist:
-    """A gist of the first k columns of its keys and values by layer, each [kv_heads, k or more, head_dim], its prompt's
-    token ids, and an encoder's states [k, hidden].
+def _gist(
+    checkpoint: Checkpoint, layers: KeyValues, kept: int, start: int, ids: list[int], states: Tensor | None
+) -> Gist:
+    """A gist from its keys and values by layer, each [kv_heads, k, head_dim], so many of them kept, its prompt's token
+    ids, and an encoder's states [k, hidden].
     """
     provenance = GistInfo(
         model=checkpoint.fingerprint,
@@ -291,10 +287,7 @@ def _gist(checkpoint: Checkpoint, layers: KeyValues, k: int, start: int, ids: li
         prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in ids)),
         prompt_tokens=len(ids),
         start=start,
-        kept=max(0, k - checkpoint.learned),
+        kept=kept,
     )
-    # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
-    # from inference mode, so that a gist can be trained on
-    keys = tuple(key[:, :k].clone() for key, _ in layers)
-    values = tuple(value[:, :k].clone() for _, value in layers)
+    keys, values = zip(*layers, strict=True)
     return Gist(keys, values, provenance, None if states is None else states.clone())

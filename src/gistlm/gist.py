@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,44 +22,13 @@ from torch import Tensor
 
 from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, sha256, write_atomically
+from gistlm.provenance import GistInfo
 
 FORMAT = "gistlm.gist"
 VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30
-MAX_POSITION = 1 << 31
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-
-
-@dataclass(frozen=True)
-class GistInfo:
-    """Where a gist comes from and who may read it."""
-
-    model: str
-    """Fingerprint of the model that reads it: weights, tokenizer and prompt format."""
-    adapter: str
-    """Fingerprint of what wrote it: adapter and gist embeddings."""
-    base: str
-    """The model's name, for people."""
-    prompt_sha256: str
-    """Hash of the prompt's token ids."""
-    prompt_tokens: int
-    """Length of the prompt in tokens, opening included."""
-    start: int
-    """Position of the first gist token."""
-    kept: int = 0
-    """So many of the gist's last tokens are the prompt's own: they stand before ``start``, and take no position of
-    those that follow it."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            kind = int if field.name in ("prompt_tokens", "start", "kept") else str
-            if type(getattr(self, field.name)) is not kind:
-                raise GistFileError(
-                    f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}"
-                )
-        if not all(0 <= number < MAX_POSITION for number in (self.prompt_tokens, self.start, self.kept)):
-            raise GistFileError(f"a gist's prompt_tokens, start and kept are from 0 to {MAX_POSITION - 1:,}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +83,27 @@ class Gist:
         """Position of the first token after the gist."""
         return self.provenance.start + self.k - self.provenance.kept
 
+    @property
+    def whole(self) -> bool:
+        """Whether it keeps its whole prompt, and has no learned token."""
+        return self.provenance.kept == self.k
+
+    @property
+    def nested(self) -> bool:
+        """Whether its first tokens are gists too, so that it can be shortened."""
+        return self.states is None and not self.whole
+
     @cached_property
     def id(self) -> str:
         """Content hash (sha256, hex): equal for equal gists, on every machine."""
-        return _content_hash(self._tensors(), self._metadata())
+        return _content_hash(self._tensors(), self.provenance.to_json())
 
     def shorten(self, j: int) -> Gist:
-        """The first j gist tokens, themselves a gist: they never saw the later ones. (An encoder's did, and raise.)"""
+        """The first j gist tokens, themselves a gist: they never saw the later ones.
+
+        Raises `InputError` for an encoder's gist, whose tokens did, and for one that keeps its whole prompt and has no
+        learned token.
+        """
         if self.states is not None:
             raise InputError(
                 "a gist of an encoder cannot be shortened: its tokens have read each other both ways; compress the "
@@ -128,6 +111,11 @@ class Gist:
             )
         if type(j) is not int or not 1 <= j <= self.k:
             raise InputError(f"cannot shorten a gist of {self.k} tokens to {j!r}; give a number from 1 to {self.k}")
+        if self.whole and j < self.k:
+            raise InputError(
+                f"this gist of {self.k} tokens keeps its whole prompt and has no learned token to shorten it to; "
+                f"compress the prompt again with k={j}"
+            )
         kept = max(0, self.provenance.kept - self.k + j)
         whole = replace(self, provenance=replace(self.provenance, kept=kept))
         return whole._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
@@ -190,7 +178,7 @@ class Gist:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        metadata = {"format": FORMAT, "version": str(VERSION), "gist": self._metadata(), "sha256": self.id}
+        metadata = {"format": FORMAT, "version": str(VERSION), "gist": self.provenance.to_json(), "sha256": self.id}
         # copies, because safetensors refuses tensors that share memory
         tensors = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -275,12 +263,6 @@ class Gist:
         named = {f"layers.{layer}.key": key for layer, key in enumerate(self.keys)}
         named |= {f"layers.{layer}.value": value for layer, value in enumerate(self.values)}
         return named if self.states is None else {**named, "states": self.states}
-
-    def _metadata(self) -> str:
-        own = asdict(self.provenance)
-        if not own["kept"]:
-            del own["kept"]  # as in files from before there were kept tokens, whose ids stay as they are
-        return json.dumps(own, sort_keys=True)
 
 
 def _content_hash(tensors: dict[str, Tensor], metadata: str) -> str:

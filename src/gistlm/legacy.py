@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from gistlm.base import Base, fingerprint_weights, load_base
-from gistlm.checkpoint import GIST_TOKEN, Checkpoint, CheckpointConfig, Recipe
+from gistlm.checkpoint import GIST_TOKEN, Checkpoint
+from gistlm.checkpoint_config import CheckpointConfig, Recipe
 from gistlm.errors import MissingDependencyError, ModelError
 from gistlm.initial import embedding_weight
 from gistlm.prompt import PromptFormat, PromptTokenizer, paper_format

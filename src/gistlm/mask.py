@@ -13,8 +13,6 @@ models, text or caches. No other file decides who may see whom.
            r        1   . . .   1 1   1 .      r  rest:    opening, gist and earlier rest, never the prompt
            r        1   . . .   1 1   1 1
 
-    kept               a token of the prompt that the rest sees: p in every line above but the last two, g in those
-
     positive control   r sees the prompt and earlier rest, no gist
     negative control   r sees the opening and earlier rest, neither prompt nor gist
     encoder            the same without causality, and prompt and gist see each other both ways; in the positive
@@ -38,8 +36,6 @@ class Part(IntEnum):
     PROMPT = 2
     GIST = 3
     REST = 4
-    KEPT = 5
-    """A token of the prompt that the rest sees beside the gist."""
 
 
 class Condition(StrEnum):
@@ -51,8 +47,8 @@ class Condition(StrEnum):
 
 
 _REST_SEES = {
-    Condition.GIST: {Part.OPENING, Part.GIST, Part.KEPT, Part.REST},
-    Condition.POSITIVE: {Part.PROMPT, Part.KEPT, Part.REST},
+    Condition.GIST: {Part.OPENING, Part.GIST, Part.REST},
+    Condition.POSITIVE: {Part.PROMPT, Part.REST},
     Condition.NEGATIVE: {Part.OPENING, Part.REST},
 }
 
@@ -61,10 +57,9 @@ def _sees(parts: Tensor, condition: Condition, both_ways: bool) -> Tensor:
     """Who may see whom by part alone: ``parts`` [batch, S] -> bool [batch, S queries, S keys]."""
     table = torch.zeros(len(Part), len(Part), dtype=torch.bool, device=parts.device)
     table[Part.OPENING, Part.OPENING] = True
-    prompt = torch.tensor([Part.PROMPT, Part.KEPT], device=parts.device)
-    table[prompt[:, None], prompt] = True
-    table[prompt, Part.REST if condition == Condition.POSITIVE else Part.GIST] = both_ways
-    table[Part.GIST, [Part.PROMPT, Part.KEPT, Part.GIST]] = True
+    table[Part.PROMPT, Part.PROMPT] = True
+    table[Part.PROMPT, Part.REST if condition == Condition.POSITIVE else Part.GIST] = both_ways
+    table[Part.GIST, [Part.PROMPT, Part.GIST]] = True
     table[Part.REST, sorted(_REST_SEES[condition])] = True
     return table[parts[:, :, None], parts[:, None, :]]
 

@@ -128,16 +128,20 @@ def test_pooling_says_which_architecture_has_no_standard_rotary_embedding(kind: 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_selected_tokens_are_those_that_a_gist_keeps(kind: str) -> None:
-    keeping = tiny_checkpoint(kind, max_k=9, kept=8)
-    gists = GistModel(keeping).compress(PROMPTS, 9)
-    selected = make_baseline("selected", source(tiny_checkpoint(kind)))(PROMPTS, [2, 8])
-    for gist, few, many in zip(gists, selected[2], selected[8], strict=True):
-        assert many.k == many.provenance.kept == gist.provenance.kept
-        assert (few.k, few.end) == (2, gist.provenance.start)
-        for layer, (keys, values) in enumerate(zip(gist.keys, gist.values, strict=True)):
-            torch.testing.assert_close(many.keys[layer], keys[:, 1:], atol=1e-5, rtol=0)
-            torch.testing.assert_close(few.values[layer], values[:, 1:3], atol=1e-5, rtol=0)
+def test_selected_tokens_are_the_prompts_own_and_nothing_is_learned(kind: str) -> None:
+    checkpoint = tiny_checkpoint(kind)
+    selected = make_baseline("selected", source(checkpoint))(PROMPTS, [2, 8])
+    for prompt, few, many in zip(PROMPTS, selected[2], selected[8], strict=True):
+        assert (few.k, many.k) == (few.provenance.kept, many.provenance.kept) == (2, 8)
+        ids = torch.tensor([checkpoint.prompts.prompt_ids(prompt)])
+        whole = few.provenance.start == ids.shape[1]
+        first = 0 if whole else checkpoint.opening_tokens - ids.shape[1]
+        with torch.no_grad():
+            cache = checkpoint.reader(ids, position_ids=torch.arange(first, first + ids.shape[1])[None]).past_key_values
+        for (keys, _, _), some, more in zip(cache, few.keys, many.keys, strict=True):
+            distances = (more[:, :, None] - keys[0][:, None]).abs().amax(-1).amin(-1)
+            assert float(distances.max()) < 1e-5
+            torch.testing.assert_close(some, more[:, :2], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "t5"])

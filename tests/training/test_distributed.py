@@ -236,3 +236,9 @@ def test_every_row_is_in_one_process_s_share() -> None:
 def test_a_weighted_mean_is_over_tokens_and_leaves_out_those_without_weight() -> None:
     weights = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
     assert weighted_mean(torch.tensor([1.0, 2.0, 4.0]), weights) == pytest.approx((1 + 1 + 4) / 2.5)
+
+
+def test_no_row_is_drawn_a_gist_that_would_keep_its_whole_prompt() -> None:
+    items = [{"example": Example([9] * length, [1, 2], 1), "draw": draw} for length in (4, 7, 40) for draw in range(60)]
+    drawn = Collator(max_k=16, fixed_k=None, seed=0, kept_from=2)(items)["k"].view(3, 60).tolist()
+    assert [sorted(set(row)) for row in drawn] == [[1], [1, 2, 4], [1, 2, 4, 8, 16]]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import save_tiny
 
-from gistlm.checkpoint import Checkpoint, CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint
+from gistlm.checkpoint_config import CheckpointOptions, Recipe
 from gistlm.errors import InputError
 from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part

@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 from gistlm import GistModel
 from gistlm.base import load_base
-from gistlm.checkpoint import ADAPTER, CONFIG, EMBEDDINGS
+from gistlm.checkpoint import ADAPTER, EMBEDDINGS
+from gistlm.checkpoint_config import CONFIG
 from gistlm.errors import DataError, InputError, ModelError
 from gistlm.training.config import TrainConfig, parse_config, read_config
 from gistlm.training.loop import train
@@ -307,6 +308,7 @@ def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str
         ({"name": 7}, "name must be a text"),
         ({"initial": "warm"}, "warm"),
         ({"kept": 4}, "kept must be from 0 to max_k - 1 = 3, got 4"),
+        ({"recipe": "paper", "kept": 1}, "tokens are kept under the frozen recipe only; set kept to 0"),
         ({"kept": -1}, "kept must be a whole number of 0 or more"),
         ({"fixed_k": 5}, "fixed_k must be from 1 to max_k=4"),
         ({"lora_rank": None}, "frozen recipe needs a lora_rank"),

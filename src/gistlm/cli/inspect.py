@@ -35,7 +35,7 @@ def inspect(
             ["made by", info["base"]],
             ["prompt", f"{info['prompt_tokens']:,} tokens, {byte_count(info['prompt_nbytes'])} of KV cache"],
             ["gist", f"{info['k']:,} tokens, {byte_count(info['nbytes'])} of KV cache"],
-            ["of these kept", f"{info['kept']:,} tokens of the prompt itself"],
+            ["kept", f"{info['kept']:,} of these are the prompt's own tokens"],
             ["compression", f"{info['compression']:g}x"],
             ["shape", shape],
             ["starts at", str(info["start"])],

@@ -43,7 +43,7 @@ def models(as_json: JsonOption = False) -> None:
 
 
 def _describe(name: str, folder: Path) -> dict[str, Any]:
-    from gistlm.checkpoint import CONFIG
+    from gistlm.checkpoint_config import CONFIG
     from gistlm.errors import ModelError
 
     try:

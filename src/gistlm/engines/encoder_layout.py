@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import gist_layers, left_pad, left_positions
+from gistlm.columns import left_pad, left_positions
+from gistlm.compress import gist_layers
 from gistlm.encoder import decoder_inputs, encode
 from gistlm.engines.base import Request
 from gistlm.engines.layout import Prepared

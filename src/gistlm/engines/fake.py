@@ -94,7 +94,8 @@ class FakeEngine(Engine):
     def _gist(self, prompt: str, k: int) -> Gist:
         import torch
 
-        from gistlm.gist import DTYPES, Gist, GistInfo
+        from gistlm.gist import DTYPES, Gist
+        from gistlm.provenance import GistInfo
 
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")

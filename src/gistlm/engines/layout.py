@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import KeyValues, encode_opening, gist_layers, gist_start, left_pad, left_positions
+from gistlm.columns import KeyValues, left_pad, left_positions
+from gistlm.compress import encode_opening, gist_layers, gist_start
 from gistlm.engines.base import Request
 from gistlm.errors import PromptTooLongError
 from gistlm.gist import Gist

@@ -8,7 +8,7 @@ k tokens of its own is held whole. Knows nothing of metrics, rows or engines.
     llmlingua2   its k tokens' worth of words that a token classifier would keep (Pan et al. 2024, LLMLingua-2)
     pooled       the full prompt's keys and values, averaged over k segments
     last         the full prompt's last k tokens, behind the opening as attention sink (Xiao et al. 2023)
-    selected     the k of the full prompt's tokens that a gist would keep: numbers, then the rarest
+    selected     the k of the full prompt's tokens that a gist would keep if it had no learned token (see `observe`)
     untrained    a gist of k tokens before training: initial embeddings, anchors and kept tokens if it has them, no
                  adapter
 
@@ -24,17 +24,19 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.anchors import NONE
 from gistlm.checkpoint import Checkpoint, check_kept
-from gistlm.compress import KeyValues, column_mask, compress, key_values_of, left_pad, left_positions
+from gistlm.checkpoint_config import CheckpointConfig, Recipe
+from gistlm.columns import KeyValues, column_mask, key_values_of, left_pad, left_positions
+from gistlm.compress import compress
 from gistlm.encoder import encode
 from gistlm.errors import UnsupportedModelError
 from gistlm.evaluation import words
 from gistlm.evaluation.rotary import frequencies, rotate
 from gistlm.files import sha256
-from gistlm.gist import Gist, GistInfo
+from gistlm.gist import Gist
 from gistlm.initial import default_initial, initial_embeddings
 from gistlm.mask import Part
+from gistlm.provenance import GistInfo
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
 """From prompts and ks to the gists of every k, in the prompts' order."""
@@ -152,21 +154,14 @@ def _last(source: Source) -> Maker:
 
 
 def _selected(source: Source) -> Maker:
-    checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
-    check_kept(checkpoint.architecture)
-    absolute = checkpoint.architecture.numbering == "absolute"
+    known = source.checkpoint
+    nothing = known.gist_embeddings[:0].detach()
+    check_kept(known.architecture, known.reader)
 
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
-        ids = _ids(checkpoint, prompts)
-        cache = _encode(checkpoint, ids, [0 if absolute else h - len(row) for row in ids])
-        columns = checkpoint.kept_columns(*left_pad(ids, Part.PROMPT, checkpoint.reader.device), max(ks))
-        gists = []
-        for row, prompt in enumerate(prompts):
-            own = columns[row][columns[row] != NONE]
-            chosen = [(keys[row][:, own], values[row][:, own]) for keys, values in cache]
-            made = _gist(checkpoint, chosen, prompt, "selected", len(ids[row]) if absolute else h)
-            gists.append(replace(made, provenance=replace(made.provenance, kept=made.k)))
-        return _nested(gists, ks)
+        bare = replace(known.config, kept=max(ks), recipe=Recipe.FROZEN)
+        made = _without_adapter("selected", known, bare, nothing)
+        return {k: compress(made, prompts, k) for k in ks}
 
     return make
 
@@ -175,15 +170,23 @@ def _untrained(source: Source) -> Maker:
     known = source.checkpoint
     initial = default_initial(known.config.anchored)
     embeddings = initial_embeddings(known.reader, known.learned, source.seed, initial)
-    fresh = Checkpoint(known.config, known.reader, known.reader, embeddings, known.prompts)
-    fresh.fingerprint = known.fingerprint  # the same reader reads these gists
+    fresh = _without_adapter("untrained", known, known.config, embeddings)
+    return lambda prompts, ks: of_each_k(lambda k: compress(fresh, prompts, k), ks)
 
-    def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
-        if fresh.architecture.encodes:
-            return {k: compress(fresh, prompts, k) for k in ks}
-        return _nested(compress(fresh, prompts, max(ks)), ks)
 
-    return make
+def _without_adapter(name: str, known: Checkpoint, config: CheckpointConfig, embeddings: Tensor) -> Checkpoint:
+    made = Checkpoint(config, known.reader, known.reader, embeddings, known.prompts)
+    made.adapter_fingerprint = sha256(name.encode())
+    made.fingerprint = known.fingerprint  # the same reader reads these gists
+    return made
+
+
+def of_each_k(make: Callable[[int], list[Gist]], ks: Sequence[int]) -> dict[int, list[Gist]]:
+    """``make`` at the largest k, and its gists shortened; where one of them cannot be, ``make`` at each k."""
+    longest = make(max(ks))
+    if all(gist.nested for gist in longest):
+        return _nested(longest, ks)
+    return {k: longest if k == max(ks) else make(k) for k in ks}
 
 
 def _refuse_encoders(checkpoint: Checkpoint, why: str) -> None:

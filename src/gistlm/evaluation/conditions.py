@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gistlm.engines.base import Engine, Request
 from gistlm.errors import GistlmError, InputError
-from gistlm.evaluation.baselines import BASELINES, Maker, Source, make_baseline
+from gistlm.evaluation.baselines import BASELINES, Maker, Source, make_baseline, of_each_k
 from gistlm.evaluation.results import label
 from gistlm.gist import Gist
 from gistlm.prompt import Input
@@ -55,22 +55,20 @@ class Conditions:
             FULL: [Request(text, prompt=prompt) for prompt, text in pairs],
             NONE: [Request(text) for _, text in pairs],
         }
-        for name, gists in {"gist": self._gists(prompts), **self._baselines(prompts)}.items():
+        for name, gists in {"gist": gists_of_each_k(self.engine, prompts, self.ks), **self._baselines(prompts)}.items():
             for k in self.ks:
                 made[Condition(name, k)] = [
                     Request(text, gist) for (_, text), gist in zip(pairs, gists[k], strict=True)
                 ]
         return made
 
-    def _gists(self, prompts: Sequence[str]) -> dict[int, list[Gist]]:
-        """Every prompt compressed once, at the largest k, to be shortened; for an encoder at every k."""
-        if self.engine.checkpoint.architecture.encodes:
-            return {k: list(self.engine.compress(list(prompts), k)) for k in self.ks}  # type: ignore[arg-type]
-        longest: list[Gist] = self.engine.compress(list(prompts), max(self.ks))  # type: ignore[assignment]
-        return {k: [gist.shorten(min(k, gist.k)) for gist in longest] for k in self.ks}
-
     def _baselines(self, prompts: Sequence[str]) -> dict[str, dict[int, list[Gist]]]:
         return {name: make(prompts, self.ks) for name, make in self.makers.items()}
+
+
+def gists_of_each_k(engine: Engine, prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
+    """Every prompt's gists, compressed at the largest k and shortened where that can be."""
+    return of_each_k(lambda k: list(engine.compress(list(prompts), k)), ks)  # type: ignore[arg-type]
 
 
 def check_baselines(names: Sequence[str]) -> list[str]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from gistlm.engines.base import Engine, Request, Sampling
 from gistlm.errors import InputError
+from gistlm.evaluation.conditions import gists_of_each_k
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.results import label
 
 if TYPE_CHECKING:
-    from gistlm.gist import Gist
+    pass
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""
@@ -77,14 +78,11 @@ def wilson(successes: float, n: int) -> list[float]:
 
 
 def _requests(engine: Engine, probes: Sequence[Probe], ks: Sequence[int]) -> list[list[Request]]:
-    """Full prompt, no prompt, and gists of each k, which are beginnings of the longest."""
+    """Full prompt, no prompt, and gists of each k."""
     made = [[Request(probe.input, prompt=probe.prompt) for probe in probes], [Request(probe.input) for probe in probes]]
     if ks:
-        longest: list[Gist] = engine.compress([probe.prompt for probe in probes], ks[-1])  # type: ignore[assignment]
-        made += [
-            [Request(probe.input, gist.shorten(min(k, gist.k))) for probe, gist in zip(probes, longest, strict=True)]
-            for k in ks
-        ]
+        gists = gists_of_each_k(engine, [probe.prompt for probe in probes], ks)
+        made += [[Request(probe.input, gist) for probe, gist in zip(probes, gists[k], strict=True)] for k in ks]
     return made
 
 

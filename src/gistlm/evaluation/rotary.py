@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import key_values_of
+from gistlm.columns import key_values_of
 from gistlm.errors import UnsupportedModelError
 from gistlm.initial import embedding_weight
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from gistlm.compress import left_pad
+from gistlm.columns import left_pad
 from gistlm.mask import Part
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.batch import Batch
@@ -106,17 +106,27 @@ def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
 class Collator:
     """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch.
 
-    Where gists are not ``nested``, a longer one teaches nothing of the shorter ones, and every k is drawn.
+    Where gists are not ``nested``, a longer one teaches nothing of the shorter ones, and every k is drawn. Nor does a
+    gist that keeps all of a prompt's tokens that follow ``kept_from``: a smaller k is drawn in its place.
     """
 
-    def __init__(self, max_k: int, fixed_k: int | None, seed: int, nested: bool = True) -> None:
+    def __init__(
+        self, max_k: int, fixed_k: int | None, seed: int, nested: bool = True, kept_from: int | None = None
+    ) -> None:
         powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k]
         self.choices = [fixed_k] if fixed_k else [*(powers if nested else range(1, max_k)), max_k]
         self.seed = seed
+        self.kept_from = kept_from
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        k = [random.Random(f"{self.seed} {item['draw']}").choice(self.choices) for item in items]
+        k = [random.Random(f"{self.seed} {item['draw']}").choice(self._choices(item["example"])) for item in items]
         return vars(collate([item["example"] for item in items], k))
+
+    def _choices(self, example: Example) -> list[int]:
+        if self.kept_from is None:
+            return self.choices
+        tokens = len(example.prompt) - self.kept_from
+        return [k for k in self.choices if k < tokens] or self.choices[:1]
 
 
 def collate(examples: Sequence[Example], k: Sequence[int], device: torch.device | str = "cpu") -> Batch:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from gistlm.adapter import LoraModules
-from gistlm.checkpoint import CheckpointOptions, Recipe
+from gistlm.checkpoint_config import CheckpointOptions, Recipe
 from gistlm.errors import DataError, InputError
 from gistlm.gist import DTYPES
 from gistlm.initial import Initial
@@ -67,8 +67,8 @@ class TrainConfig:
     max_k: int = 16
     """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this, an encoder-decoder's from all."""
     kept: int = 0
-    """So many of the max_k tokens are not learned but the prompt's own keys and values: numbers first, then the rarest
-    tokens. The fewest gist tokens that are learned is 1."""
+    """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (see `observe`).
+    The fewest gist tokens that are learned is 1."""
     fixed_k: int | None = None
     """Train with this many gist tokens only, as the paper does."""
     anchored: bool | None = None
@@ -134,6 +134,8 @@ class TrainConfig:
             raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
         if self.kept >= self.max_k:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
+        if self.kept and self.recipe != Recipe.FROZEN:
+            raise InputError("tokens are kept under the frozen recipe only; set kept to 0")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
             raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
         if self.full_prompt_weight and (self.recipe, self.condition) != (Recipe.PAPER, Condition.GIST):

@@ -10,17 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import (
-    Encoded,
-    KeyValues,
-    encode_opening,
-    join_key_values,
-    key_values_of,
-    left_positions,
-    prompt_starts,
-    repeat_key_values,
-    write_gists,
-)
+from gistlm.columns import KeyValues, join_key_values, key_values_of, left_positions, repeat_key_values
+from gistlm.compress import Encoded, encode_opening, prompt_starts, write_gists
 from gistlm.mask import Condition, Part
 from gistlm.training.batch import Batch
 
@@ -52,7 +43,8 @@ class DecoderPasses:
 
     def write(self, encoded: Encoded, batch: Batch) -> KeyValues:
         """Keys and values of every row's gist and kept tokens, as many as the row with most has."""
-        return write_gists(self.checkpoint, encoded, int(batch.k.max()))
+        _, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
+        return write_gists(self.checkpoint, encoded, self._learned(batch), int(kept.max()))
 
     def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
         """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""
@@ -77,15 +69,13 @@ class DecoderPasses:
 
     def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
         """The paper's form, in one pass: logits [batch, last, vocabulary] that predict the last tokens."""
-        k = min(int(batch.k.max()), self.checkpoint.learned)
+        k = self._learned(batch)
         embed, rows = self.checkpoint.reader.get_input_embeddings(), len(batch.rests)
         opening = torch.tensor(self.checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(
             rows, -1
         )
         gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
         parts, positions = self._layout(batch, k, condition)
-        visible = self.checkpoint.visible_parts(batch.prompts, batch.prompt_parts, batch.k)
-        parts[:, len(opening[0]) : len(opening[0]) + visible.shape[1]] = visible
         device = parts.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else self.checkpoint.reader.dtype
@@ -99,6 +89,10 @@ class DecoderPasses:
         ).logits
         return logits
 
+    def _learned(self, batch: Batch) -> int:
+        """Columns of learned gist tokens, as many as the row with most has."""
+        return min(int(batch.k.max()), self.checkpoint.learned)
+
     def _layout(self, batch: Batch, k: int, condition: Condition) -> tuple[Tensor, Tensor]:
         """Parts and positions [batch, h + N + k + R] of opening, prompt, gist and rest.
 
@@ -107,16 +101,18 @@ class DecoderPasses:
         rows, device = len(batch.rests), batch.rests.device
         h = self.checkpoint.opening_tokens
         lengths = (batch.prompt_parts != Part.PAD).sum(dim=1)
-        starts = prompt_starts(self.checkpoint, lengths)
+        learned, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
+        starts = prompt_starts(self.checkpoint, lengths, learned == 0)
         gist_start = starts + lengths
-        sizes = self.checkpoint.sizes(batch.prompt_parts, batch.k)
         rest_start = {
-            Condition.GIST: gist_start + sizes.clamp_max(self.checkpoint.learned),
+            Condition.GIST: gist_start + learned,
             Condition.POSITIVE: gist_start,
             Condition.NEGATIVE: torch.full_like(gist_start, h),
         }[condition]
         column = torch.arange(k, device=device)
-        gist_parts = torch.where(column < sizes[:, None], int(Part.GIST), int(Part.PAD))
+        from_kept = column - self._learned(batch)
+        held = torch.where(from_kept < 0, column < learned[:, None], from_kept < kept[:, None])
+        gist_parts = torch.where(held, int(Part.GIST), int(Part.PAD))
         opening_parts = torch.full((rows, h), int(Part.OPENING), device=device)
         parts = torch.cat([opening_parts, batch.prompt_parts, gist_parts, batch.rest_parts], dim=1)
         positions = torch.cat(

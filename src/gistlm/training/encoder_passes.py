@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import KeyValues, encode_gists, left_positions
+from gistlm.columns import KeyValues, left_positions
+from gistlm.compress import encode_gists
 from gistlm.encoder import encode
 from gistlm.mask import Condition, Part, cross_attention_mask
 from gistlm.training.batch import Batch

@@ -22,7 +22,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from gistlm.adapter import LoraModules, adapter_weights
 from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint, Recipe
+from gistlm.checkpoint import Checkpoint
+from gistlm.checkpoint_config import Recipe
 from gistlm.errors import DataError, InputError, ModelError
 from gistlm.files import write_atomically
 from gistlm.mask import Condition
@@ -142,7 +143,13 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         model=objective,
         args=arguments,
         train_dataset=training,
-        data_collator=Collator(config.max_k, config.fixed_k, config.seed, nested=not checkpoint.architecture.encodes),
+        data_collator=Collator(
+            config.max_k,
+            config.fixed_k,
+            config.seed,
+            nested=not checkpoint.architecture.encodes,
+            kept_from=checkpoint.opening_tokens if config.kept else None,
+        ),
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.remove_callback(PrinterCallback)

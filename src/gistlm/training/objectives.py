@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import left_pad
+from gistlm.columns import left_pad
 from gistlm.mask import Condition, Part
 from gistlm.training.batch import Batch
 from gistlm.training.decoder_passes import DecoderPasses

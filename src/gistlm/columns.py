@@ -1,0 +1,70 @@
+"""Padded token ids, their positions, and the columns of caches; knows nothing of models or gists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from gistlm.mask import Part
+from gistlm.observe import PassIsOver
+
+KeyValues = list[tuple[Tensor, Tensor]]
+"""Keys and values by layer, each [batch, kv_heads, tokens, head_dim]."""
+
+
+def repeat_key_values(key_values: KeyValues, rows: int) -> KeyValues:
+    """A batch of one, seen as a batch of ``rows``."""
+    return [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in key_values]
+
+
+def join_key_values(first: KeyValues, second: KeyValues) -> KeyValues:
+    """The tokens of two caches one after the other; either may be empty."""
+    if not first or not second:
+        return first or second
+    return [
+        (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
+        for (keys, values), (more_keys, more_values) in zip(first, second, strict=True)
+    ]
+
+
+def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and parts, both [batch, longest], padded on the left with zeros."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    parts = torch.tensor([[int(Part.PAD)] * (width - len(row)) + [int(part)] * len(row) for row in rows], device=device)
+    return tokens, parts
+
+
+def left_positions(parts: Tensor, starts: Tensor) -> Tensor:
+    """[batch, S] positions that count from ``starts`` [batch] at each row's first token; padding repeats the start."""
+    return starts[:, None] + ((parts != Part.PAD).cumsum(dim=1) - 1).clamp_min(0)
+
+
+def column_mask(parts: Tensor) -> Tensor | None:
+    """The 2D mask of plain causal rows [batch, S], or None when nothing is padded."""
+    return None if bool((parts != Part.PAD).all()) else (parts != Part.PAD).long()
+
+
+def key_values_of(cache: DynamicCache) -> KeyValues:
+    """A cache's tensors by layer."""
+    return [(keys, values) for keys, values, _ in cache]
+
+
+class CacheOfLayers(DynamicCache):
+    """Ends the pass once the last layer's keys and values are in: its attention and what follows serve no gist."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self._last_layer = layers - 1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self._last_layer:
+            raise PassIsOver
+        return updated
