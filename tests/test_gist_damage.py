@@ -142,7 +142,10 @@ def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Te
         ({"gist": GIST.provenance.to_json().replace('"start": 3', f'"start": {"9" * 4000}')}, "from 0 to"),
         ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 3')}, "2 tokens cannot keep 3"),
         ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": -1')}, "from 0 to"),
-        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 0.5')}, "'kept' must be int, got 0.5"),
+        (
+            {"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 0.5')},
+            "'kept' must be int, got 0.5",
+        ),
         ({"gist": GIST.provenance.to_json().replace('"tiny"', "7")}, "'base' must be str, got 7"),
         ({"gist": GIST.provenance.to_json().replace('"base"', '"bass"')}, "damaged"),
         ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "more": 4')}, "damaged"),

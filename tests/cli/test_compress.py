@@ -1,6 +1,7 @@
 """`gistlm compress`: what it writes, what it prints, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,19 @@ def test_a_prompt_longer_than_a_models_context_is_one_sentence(real: Run, checkp
 def test_more_gist_tokens_than_a_checkpoint_has_are_one_sentence(real: Run, checkpoint: Path) -> None:
     result = real("compress", "-", "-o", "x.gist", "-k", "17", "--model", checkpoint, stdin="text")
     assert "from 1 to 16 for this checkpoint; got 17" in error_line(result)
+
+
+def test_it_says_when_a_short_prompt_is_kept_whole(real: Run, checkpoint: Path, tmp_path: Path) -> None:
+    keeping = shutil.copytree(checkpoint, tmp_path / "keeping")
+    record = json.loads((keeping / "gistlm.json").read_text())
+    (keeping / "gistlm.json").write_text(json.dumps({**record, "kept": 60}))
+    (tmp_path / "short.txt").write_text("Be kind.")
+    printed = real("compress", tmp_path / "short.txt", "-o", "short.gist", "-k", "30", "--model", keeping)
+    assert printed.exit_code == 0, printed.output
+    assert "kept whole: answers are those of the full prompt" in printed.output
+    assert Gist.load("short.gist").whole
+    (tmp_path / "long.txt").write_text("Be kind. " * 20)
+    assert "kept whole" not in real("compress", tmp_path / "long.txt", "-o", "l.gist", "-k", "30", "-m", keeping).output
 
 
 def test_an_unknown_engine_is_one_sentence(fake: Run, prompt: Path) -> None:

@@ -40,7 +40,8 @@ def compress(
     """Compress a prompt into k gist tokens and save them.
 
     One pass of the model over the prompt; the file then stands in the prompt's place for good. A file that is
-    already at OUTPUT is replaced, whole or not at all.
+    already at OUTPUT is replaced, whole or not at all. A checkpoint that keeps tokens of prompts keeps one of at most
+    k tokens whole.
 
     \b
     Example:
@@ -69,4 +70,6 @@ def _print(report: dict[str, Any]) -> None:
         ],
         header=["", "prompt", "gist", ""],
     )
+    if report["kept"] == report["k"]:
+        print("The prompt is short enough to be kept whole: answers are those of the full prompt.")
     print(f"{report['path']} written; compressing took {duration(report['seconds'])}")
