@@ -1,15 +1,14 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
-Run: python recipes/publish.py runs/smollm2-135m-3 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-3.yaml
-     --earlier runs/smollm2-135m recipes/smollm2-135m-frozen.yaml
-     --earlier runs/smollm2-135m-2 recipes/smollm2-135m-frozen-2.yaml --kept 63
-     --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
+Run: python recipes/publish.py runs/smollm2-135m-4 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-4.yaml
+     --started-from CARD.md --kept 63 --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,11 @@ One checkpoint serves every k from 1 to {max_k}.
 
 {runs}
 {remark}The loss is the KL divergence to the same model with the
-full prompt, on the outputs' tokens. Data: T0's training tasks and the self-instruct seed tasks (both Apache-2.0), rows
-that the base model wrote itself, rows that a program wrote, and rows of the retention probe's kinds from words that no
-probe has; the recipe names the commands. {left_out} rows that were in or near the evaluation data were left out. Base
-weights unchanged after training: {unchanged}. docs/experiments.md says what was tried on the way.
+full prompt, on the outputs' tokens, and what a recipe adds to it. Data: T0's training tasks and the self-instruct seed
+tasks (both Apache-2.0), rows that the base model wrote itself, rows that a program wrote, and rows of the retention
+probe's kinds from words that no probe has; the recipe names the commands. {left_out} rows that were in or near the
+evaluation data were left out. Base weights unchanged after training: {unchanged}. docs/experiments.md says what was
+tried on the way.
 
 ## How much of the prompt it keeps
 
@@ -63,7 +63,8 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 
 KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
-itself: those that the prompt's last tokens, read once more, look at. A prompt of at most k tokens is kept whole."""
+itself: those that the prompt's last tokens, read once more, and the template behind the prompt look at. The learned
+token is fitted to what these see, by shares that were trained. A prompt of at most k tokens is kept whole."""
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.
 Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
@@ -85,10 +86,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument(
-        "--earlier", type=Path, nargs=2, action="append", default=[], metavar=("RUN", "RECIPE"),
-        help="a run that this one went on from; again for more, the first one first",
-    )  # fmt: skip
+    parser.add_argument("--started-from", type=Path, help="the model card of the checkpoint that the run went on from")
     parser.add_argument("--remark", default="", help="a sentence about the training")
     parser.add_argument("--kept", type=int, help="most kept tokens: nothing is trained for them; the run's by default")
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
@@ -102,23 +100,24 @@ def main() -> None:
     if options.kept is not None:
         config["kept"] = options.kept
         write_atomically(options.checkpoint / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    pairs = [*options.earlier, (options.run, options.recipe)]
-    runs = [(recipe, json.loads((run / "training.json").read_text())) for run, recipe in pairs]
+    earlier = runs_of(options.started_from.read_text(encoding="utf-8")) if options.started_from else []
+    training = json.loads((options.run / "training.json").read_text(encoding="utf-8"))
+    runs = [*earlier, one_run(options.recipe, training)]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
-    text = card(runs, config["kept"], options.remark, found, answers, probe)
+    text = card(runs, training, config["kept"], options.remark, found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
 def card(
-    runs: list[tuple[Path, dict[str, Any]]],
+    runs: list[str],
+    training: dict[str, Any],
     kept: int,
     remark: str,
     found: dict[str, Any],
     answers: dict[str, Any],
     probe: dict[str, Any],
 ) -> str:
-    """The model card's text; ``runs`` are recipes and figures of one training after the other."""
-    _, training = runs[-1]
+    """The model card's text; ``runs`` tell of one training after the other, ``training`` has the last one's figures."""
     own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
     for condition in found["conditions"]:
         condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
@@ -134,10 +133,10 @@ def card(
         learned=f"Learned gist tokens: {learned}",
         kept=KEPT.format(kept=kept) if kept else "",
         max_k=learned + kept,
-        runs="\n".join(one_run(*run) for run in runs),
+        runs="\n".join(runs),
         remark=f"{remark}\n" if remark else "",
-        left_out=max(run["rows_left_out"] for _, run in runs),
-        unchanged="yes, every byte" if all(run["base_unchanged"] for _, run in runs) else "NO",
+        left_out=training["rows_left_out"],
+        unchanged="yes, every byte" if training["base_unchanged"] else "NO",
         data=found["data"]["name"],
         rows=found["data"]["rows"],
         output_tokens=found["data"]["output_tokens"],
@@ -152,6 +151,11 @@ def card(
         retention=retention_table(probe["retention"]),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
     )
+
+
+def runs_of(card: str) -> list[str]:
+    """What an earlier card says of its runs, as `one_run` wrote it."""
+    return re.findall(r"^Recipe `[^\n]*\n[^\n]*$", card, re.MULTILINE)
 
 
 def one_run(recipe: Path, training: dict[str, Any]) -> str:

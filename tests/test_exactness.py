@@ -105,6 +105,7 @@ class OnePass:
             "mistral": {"all": WINDOW},
             "gemma3_text": {"full_attention": None, "sliding_attention": WINDOW},
         }.get(kind, {"all": None})
+        self.observing = checkpoint.prompts.rest_ids("")
         self.gist_columns = torch.zeros(0)
         """[batch, S, 1]: 1 where the column is a gist token"""
         if checkpoint.writer is not checkpoint.reader:
@@ -123,10 +124,10 @@ class OnePass:
 
     @torch.no_grad()
     def most_looked_at(self, row: OneRow) -> list[list[list[int]]]:
-        """By layer and head, the places of kept tokens: where the prompt's last 16 tokens look when they are read
-        again as gist tokens behind the gist. Heads that share keys agree.
+        """By layer and head, the places of kept tokens: where the observers look, the prompt's last 8 tokens and the
+        template of an empty input, read as gist tokens behind the gist. Heads that share keys agree.
         """
-        again = row.prompt[row.template :][-16:]
+        again = row.prompt[row.template :][-8:] + self.observing
         n, width = len(row.prompt), len(row.prompt) + row.k + len(again)
         embeddings = self._embed(OneRow([], row.prompt, row.k, again, 0, 0))[None]
         self.gist_columns = (torch.arange(width) >= n).float()[None, :, None]
@@ -232,6 +233,7 @@ def loaded(kind: str, recipe: str, opening_visible: bool, kept: int = 0) -> tupl
         lora_modules=LoraModules.ALL if opening_visible else LoraModules.ATTENTION,
         kept=kept,
     )
+    checkpoint.fitted.data.zero_()  # no mask says what fitting does: test_observe
     # decoded to numbers, so that two answers are the same text only when they are the same tokens
     checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
     return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)

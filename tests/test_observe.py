@@ -1,4 +1,4 @@
-"""Which of a prompt's tokens a gist keeps. That they are the right ones, `test_exactness` says."""
+"""What a gist takes over from its prompt. That the kept tokens are the right ones, `test_exactness` says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny import random_text, save_tiny_checkpoint, tiny_checkpoint
 
 from gistlm.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
-from gistlm.observe import OBSERVERS, Observation, check_observable
+from gistlm.observe import READ_AGAIN, Observation, Seen, check_observable
 
 KEEPING = tiny_checkpoint(max_k=64, kept=60, anchored=True)
 LEARNED = 4
@@ -109,7 +110,8 @@ def test_choosing_leaves_the_model_as_it_was() -> None:
     before = [config._attn_implementation for config in configs]
     compress(KEEPING, ["some words of 5 letters"], 9)
     assert [config._attn_implementation for config in configs] == before
-    watch = Observation(torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool), 9)
+    prompt = torch.ones(1, 3, dtype=torch.bool)
+    watch = Observation(prompt, prompt, torch.ones(1, 2, dtype=torch.bool), 9)
     with pytest.raises(ZeroDivisionError), watch(KEEPING.writer_decoder):
         _ = 1 / 0
     assert [config._attn_implementation for config in configs] == before
@@ -117,24 +119,83 @@ def test_choosing_leaves_the_model_as_it_was() -> None:
 
 def test_the_order_of_what_is_kept_follows_the_observers_attention() -> None:
     """One head, one observer that points along the keys' only dimension: larger keys get more."""
-    watch = Observation(torch.tensor([[False, True, True, True]]), torch.tensor([[False, True]]), 2)
+    prompt, observers = torch.tensor([[False, True, True, True]]), torch.tensor([[False, True]])
     keys = torch.tensor([9.0, 1.0, 3.0, 2.0, 0.0, 0.0]).view(1, 1, 6, 1)
     queries = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, 1.0]).view(1, 1, 6, 1)
-    watch.see(queries, keys, None)
-    assert watch.columns(torch.tensor([[False, True, True, True]]), 3)[0].tolist() == [[[2, 3, 1]]]
-    assert watch.columns(torch.tensor([[False, False, True, True]]), 2)[0].tolist() == [[[2, 3]]]
-    torch.testing.assert_close(watch.shares[0][0, 0, 1:], torch.tensor([1.0, 3.0, 2.0]).softmax(0))
+    for own, most, kept in ((prompt, 3, [3.0, 2.0, 1.0]), (torch.tensor([[False, False, True, True]]), 2, [3.0, 2.0])):
+        watch = Observation(prompt, own, observers, 2)
+        watch.see(queries, keys, keys, None)
+        torch.testing.assert_close(watch.seen[0].shares[0, 0, 1:], torch.tensor([1.0, 3.0, 2.0]).softmax(0))
+        ((made, _),) = watch.gists([(keys, keys)], 0, most, torch.zeros(1, 2))
+        assert made.flatten().tolist() == kept
 
 
-def test_only_so_many_of_a_prompts_last_tokens_are_read_again() -> None:
-    """What stands before them changes what is kept only through what they read."""
-    assert OBSERVERS == 16
-    ids: list[int] = []
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 4))
+def test_the_fitted_token_scores_and_answers_as_the_prompt_does(seed: int, own: int, padding: int) -> None:
+    """Against weighted least squares with a row for every query of every observer, solved head by head."""
+    generator = torch.Generator().manual_seed(seed)
+    size, kv_heads, group, opening, width = 6, 2, 3, 2, 5
+    n = padding + opening + own
+    query, key = (torch.randn(1, heads, n + 1 + width, size, generator=generator) for heads in (6, 2))
+    value = torch.randn(1, kv_heads, n + 1 + width, 4, generator=generator)
+    is_prompt, is_own = torch.arange(n)[None] >= padding, torch.arange(n)[None] >= padding + opening
+    observers = torch.tensor([[False, True, True, True, True]])
+    watch = Observation(is_prompt, is_own, observers, 2)
+    watch.see(query, key, value, 0.3)
+    ((keys, values),) = watch.gists([(key, value)], 1, 0, torch.ones(1, 2))
+    for head in range(kv_heads):
+        rows = query[0, head * group : (head + 1) * group, -4:].reshape(-1, size) * 0.3
+        scores = rows @ key[0, head, padding:n].T
+        weights = scores.softmax(-1)[:, opening:].sum(-1)
+        weights = weights / weights.sum()
+        mass = scores[:, opening:].exp().sum(-1).log()
+        output = scores[:, opening:].softmax(-1) @ value[0, head, padding + opening : n]
+        torch.testing.assert_close(values[0, head, 0], (weights[:, None] * output).sum(0), atol=1e-4, rtol=0)
+        ridge = 0.05 * (weights[:, None] * rows * rows).sum()
+        matrix = torch.cat([rows * weights.sqrt()[:, None], ridge.sqrt() * torch.eye(size)])
+        aim = torch.cat([mass * weights.sqrt(), ridge.sqrt() * key[0, head, n]])
+        expected = torch.linalg.lstsq(matrix, aim[:, None]).solution[:, 0]
+        torch.testing.assert_close(keys[0, head, 0], expected, atol=1e-3, rtol=0)
+
+
+def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer() -> None:
+    """It stands for the prompt alone, so that the first tokens of a gist are a gist, whatever else is kept."""
+    prompt = random_text(torch.Generator().manual_seed(3), 50)
+    made = {}
+    for fitted in (0.0, 1.0):
+        checkpoint = tiny_checkpoint(max_k=64, kept=60, anchored=True)
+        checkpoint.fitted.data[:] = 0
+        checkpoint.fitted.data[1] = fitted
+        made[fitted] = compress(checkpoint, [prompt], 9)[0]
+    (keys, other_keys), (values, other_values) = (
+        [torch.stack(getattr(gist, side)) for gist in made.values()] for side in ("keys", "values")
+    )
+    for one, other in ((keys, other_keys), (values, other_values)):
+        changed = (one - other).abs().amax(dim=(1, 3)) > 1e-6
+        assert changed.nonzero().tolist() == [[1, 0]]
+    cache = own_cache(KEEPING, prompt, OPENING - len(KEEPING.prompts.prompt_ids(prompt)))
+    own = cache[1][1]
+    assert bool((other_values[1, :, 0] <= own.amax(dim=1) + 1e-5).all())
+    assert bool((other_values[1, :, 0] >= own.amin(dim=1) - 1e-5).all())
+
+
+def test_fitting_can_be_learned() -> None:
+    key, value = (torch.randn(2, 1, 1, 4, requires_grad=True) for _ in range(2))
+    shares = torch.full((2,), 0.5, requires_grad=True)
+    seen = Seen(torch.rand(2, 1, 3), torch.eye(4).expand(2, 1, 4, 4), torch.rand(2, 1, 4), torch.rand(2, 1, 4))
+    sum(side.square().sum() for side in seen.fit(key, value, shares)).backward()  # type: ignore[union-attr]
+    assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (key, value, shares))
+
+
+def test_observers_are_a_prompts_last_tokens_and_the_template_of_an_empty_input() -> None:
+    assert READ_AGAIN == 8
+    ids: list[list[int]] = []
     embed = KEEPING.reader.get_input_embeddings()
-    hook = embed.register_forward_hook(lambda _, inputs, __: ids.append(inputs[0].shape[1]))
-    compress(KEEPING, [random_text(torch.Generator().manual_seed(2), 60)], 9)
+    prompt = random_text(torch.Generator().manual_seed(2), 60)
+    hook = embed.register_forward_hook(lambda _, inputs, __: ids.append(inputs[0][0].tolist()))
+    compress(KEEPING, [prompt], 9)
     hook.remove()
-    assert OBSERVERS in ids
+    assert KEEPING.prompts.prompt_ids(prompt)[-8:] + KEEPING.prompts.rest_ids("") in ids
 
 
 def test_a_model_whose_attention_cannot_be_watched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +225,24 @@ def test_a_checkpoint_comes_back_with_what_it_keeps(tiny_saved: Path) -> None:
     assert (keeping.max_k, keeping.learned) == (checkpoint.max_k + 5, checkpoint.max_k)
     gist = GistModel(keeping).compress("a prompt of some more words than 5", keeping.max_k)
     assert gist.provenance.kept == 5 and gist.provenance.adapter != plain.provenance.adapter
-    torch.testing.assert_close(gist.shorten(2).keys[1], plain.keys[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(gist.shorten(2).keys[1][:, 1:], plain.keys[1][:, 1:], atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_comes_back_with_its_fitting(tiny_saved: Path, tmp_path: Path) -> None:
+    record = json.loads((tiny_saved / "gistlm.json").read_text())
+    (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
+    made = Checkpoint.load(tiny_saved, device="cpu")
+    layers = made.architecture.layers
+    assert torch.equal(made.fitted, torch.full((layers, 2), 0.5))
+    before = made.adapter_fingerprint
+    made.fitted.data[:] = torch.tensor([0.25, -0.75])
+    made.save_pretrained(tmp_path / "again")
+    found = Checkpoint.load(tmp_path / "again", device="cpu")
+    assert torch.equal(found.fitted, made.fitted) and found.adapter_fingerprint != before
+    tensors = load_file(tmp_path / "again" / "gist_embeddings.safetensors")
+    save_file({**tensors, "fitted": torch.zeros(layers + 1, 2)}, tmp_path / "again" / "gist_embeddings.safetensors")
+    with pytest.raises(ModelError, match="'fitted'"):
+        Checkpoint.load(tmp_path / "again", device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "t5"])

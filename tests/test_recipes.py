@@ -12,9 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 
+from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
 from gistlm.errors import DataError
 from gistlm.training.data import normalise
 from gistlm.training.rows import read_rows
@@ -190,3 +193,26 @@ def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_traine
     assert made.returncode == 1
     assert "rank 4 has no option 'lora_size'" in made.stderr and "Traceback" not in made.stderr
     assert not (plan.parent / "out").exists()
+
+
+def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: Path) -> None:
+    for name, value, more in (("first", 1.0, {}), ("second", 3.0, {"fitted": torch.ones(2, 2)})):
+        (tmp_path / name).mkdir()
+        save_file({"gist_embeddings": torch.full((1, 4), value), **more}, tmp_path / name / EMBEDDINGS)
+        save_file({"lora_A": torch.full((2, 4), value)}, tmp_path / name / ADAPTER_WEIGHTS)
+        (tmp_path / name / "training.json").write_text('{"tokens": 7}')
+
+    def average(out: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(RECIPE.with_name("average.py")), "first", "second", "--out", out, *more]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert average("mean", "--share", "0.25").returncode == 0
+    assert torch.equal(load_file(tmp_path / "mean" / ADAPTER_WEIGHTS)["lora_A"], torch.full((2, 4), 1.5))
+    embeddings = load_file(tmp_path / "mean" / EMBEDDINGS)
+    assert torch.equal(embeddings["fitted"], torch.ones(2, 2))
+    assert torch.equal(embeddings["gist_embeddings"], torch.full((1, 4), 1.5))
+    assert "mean exists; name a new folder" in average("mean").stderr
+    assert "--share must be from 0 to 1" in average("other", "--share", "2").stderr
+    save_file({"lora_A": torch.ones(3, 4)}, tmp_path / "first" / ADAPTER_WEIGHTS)
+    assert "differ in lora_A" in average("other").stderr
+    assert not (tmp_path / "other").exists()

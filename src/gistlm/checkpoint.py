@@ -33,6 +33,8 @@ from gistlm.observe import check_observable
 from gistlm.prompt import PromptTokenizer, default_format
 
 EMBEDDINGS = "gist_embeddings.safetensors"
+FITTED = 0.5
+"""Where training of `Checkpoint.fitted` starts from."""
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GIST_TOKEN = "<GIST>"
@@ -49,6 +51,7 @@ class Checkpoint:
         writer: Any,
         gist_embeddings: Tensor,
         prompts: PromptTokenizer,
+        fitted: Tensor | None = None,
     ) -> None:
         self.config = config
         # peft froze the tensors that reader and writer share, and torch multiplies the last token's slice by frozen
@@ -65,6 +68,13 @@ class Checkpoint:
         self.architecture: Architecture = inspect_architecture(reader)
         if config.kept:
             check_kept(self.architecture, reader)
+        shape = (self.architecture.layers if config.kept else 0, 2)
+        if fitted is not None and fitted.shape != shape:
+            raise ModelError(f"the checkpoint's 'fitted' is {[*fitted.shape]}; for this base it must be {[*shape]}")
+        fitted = torch.full(shape, FITTED) if fitted is None else fitted
+        self.fitted = nn.Parameter(fitted.to(reader.device), requires_grad=False)
+        """[layers, 2]: how far the first learned gist token's key and value are fitted (see `observe`); [0, 2] where
+        no tokens are kept"""
 
     @property
     def max_k(self) -> int:
@@ -163,7 +173,12 @@ class Checkpoint:
     def adapter_fingerprint(self) -> str:
         """Of what writes a gist: adapter and gist embeddings."""
         adapter = {name.replace(".default", ""): tensor for name, tensor in adapter_weights(self.writer).items()}
-        return self._adapter_fingerprint({"gist_embeddings": self.gist_embeddings, **adapter})
+        return self._adapter_fingerprint({**self._own_weights, **adapter})
+
+    @property
+    def _own_weights(self) -> dict[str, Tensor]:
+        own: dict[str, Tensor] = {"gist_embeddings": self.gist_embeddings}
+        return own | ({"fitted": self.fitted} if self.config.kept else {})
 
     def _adapter_fingerprint(self, tensors: dict[str, Tensor]) -> str:
         return sha256(
@@ -222,7 +237,7 @@ class Checkpoint:
             if config.recipe == Recipe.PAPER:
                 reader = writer = writer.merge_and_unload().eval()
         config = replace(config, base_fingerprint=fingerprint)
-        made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format))
+        made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format), trained.get("fitted"))
         made.adapter_fingerprint = made._adapter_fingerprint(trained)  # as the files hold it
         return made
 
@@ -241,8 +256,9 @@ class Checkpoint:
             config["base_fingerprint"] = fingerprint_weights(dict(self.reader.named_parameters()))
             self.reader.save_pretrained(folder)
             self.prompts.tokenizer.save_pretrained(folder)
-        embeddings = self.gist_embeddings.detach().to("cpu", self.reader.dtype).contiguous()
-        save_file({"gist_embeddings": embeddings}, folder / EMBEDDINGS)
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in self._own_weights.items()}
+        own["gist_embeddings"] = own["gist_embeddings"].to(self.reader.dtype)
+        save_file(own, folder / EMBEDDINGS)
         write_config(folder, config, self.prompts.format)
         if card is not None:
             write_atomically(folder / "README.md", card.encode())

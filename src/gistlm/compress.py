@@ -25,7 +25,7 @@ from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.gist import Gist
 from gistlm.mask import Part
-from gistlm.observe import OBSERVERS, Observation, PassIsOver
+from gistlm.observe import READ_AGAIN, Observation, PassIsOver
 from gistlm.provenance import GistInfo
 
 
@@ -51,7 +51,9 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     """
     check_k(k, checkpoint.max_k)
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
-    behind = max(k, checkpoint.learned + OBSERVERS) if checkpoint.config.kept else k
+    behind = k
+    if checkpoint.config.kept:
+        behind = max(k, checkpoint.learned + READ_AGAIN + len(checkpoint.prompts.rest_ids("")))
     limit = checkpoint.architecture.context - behind - 1
     for row in ids:
         if len(row) > limit:
@@ -119,7 +121,7 @@ def write_gists(checkpoint: Checkpoint, encoded: Encoded, learned: int, kept: in
 
     Where a prompt has fewer tokens than are to be kept, what is behind them means nothing.
     """
-    inputs, parts = _behind(checkpoint, encoded.tokens, encoded.parts, learned, kept)
+    inputs, parts = _behind(checkpoint, encoded.tokens, encoded.parts, learned)
     positions = left_positions(parts, encoded.gist_start)
     masks = checkpoint.architecture.masks(
         torch.cat([encoded.parts, parts], dim=1),
@@ -150,7 +152,7 @@ def one_pass(
     """
     lengths = (prompt_parts != Part.PAD).sum(dim=1)
     starts = prompt_starts(checkpoint, lengths, whole)
-    inputs, behind = _behind(checkpoint, tokens, prompt_parts, learned, kept)
+    inputs, behind = _behind(checkpoint, tokens, prompt_parts, learned)
     parts = torch.cat([prompt_parts, behind], dim=1)
     with checkpoint.adapter_on_last(behind.shape[1]):
         key_values = _written(
@@ -158,7 +160,7 @@ def one_pass(
             prompt_parts,
             behind,
             (learned, kept),
-            DynamicCache() if kept else CacheOfLayers(checkpoint.architecture.layers),
+            DynamicCache() if checkpoint.config.kept else CacheOfLayers(checkpoint.architecture.layers),
             inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), inputs], dim=1),
             attention_mask=column_mask(parts),
             position_ids=left_positions(parts, starts),
@@ -166,19 +168,21 @@ def one_pass(
     return key_values, starts + lengths
 
 
-def _behind(
-    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: int
-) -> tuple[Tensor, Tensor]:
+def _behind(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int) -> tuple[Tensor, Tensor]:
     """What the writer reads behind prompts: gist tokens and, if tokens are to be kept, observers, which see what a
     gist token sees. Input embeddings [batch, columns, hidden] and parts [batch, columns].
     """
     inputs = checkpoint.gist_inputs(tokens, prompt_parts, learned)
     parts = torch.full((len(tokens), learned), int(Part.GIST), device=tokens.device)
-    if not kept:
+    if not checkpoint.config.kept:
         return inputs, parts
-    again = checkpoint.reader.get_input_embeddings()(tokens[:, -OBSERVERS:])
-    observers = torch.where(checkpoint.is_own(prompt_parts)[:, -OBSERVERS:], int(Part.GIST), int(Part.PAD))
-    return torch.cat([inputs, again], dim=1), torch.cat([parts, observers], dim=1)
+    template = torch.tensor(checkpoint.prompts.rest_ids(""), device=tokens.device).expand(len(tokens), -1)
+    observers = checkpoint.reader.get_input_embeddings()(torch.cat([tokens[:, -READ_AGAIN:], template], dim=1))
+    again = torch.where(checkpoint.is_own(prompt_parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
+    return (
+        torch.cat([inputs, observers], dim=1),
+        torch.cat([parts, again, torch.full_like(template, int(Part.GIST))], dim=1),
+    )
 
 
 def _written(
@@ -192,23 +196,15 @@ def _written(
     """Run the writer; of its cache the learned gist tokens' columns, and behind them the kept ones of the prompts."""
     learned, kept = held
     decoder, width = checkpoint.writer_decoder, prompt_parts.shape[1]
-    if not kept:
+    if not checkpoint.config.kept:
         with suppress(PassIsOver):
             decoder(**inputs, past_key_values=cache, use_cache=True)
         return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)]
-    watch = Observation(prompt_parts != Part.PAD, behind[:, learned:] != Part.PAD, checkpoint.architecture.layers)
+    own, observers = checkpoint.may_be_kept(prompt_parts), behind[:, learned:] != Part.PAD
+    watch = Observation(prompt_parts != Part.PAD, own, observers, checkpoint.architecture.layers)
     with watch(decoder):
         decoder(**inputs, past_key_values=cache, use_cache=True)
-
-    def side(tensor: Tensor, columns: Tensor) -> Tensor:
-        chosen = tensor.gather(2, columns[..., None].expand(-1, -1, -1, tensor.shape[3]))
-        return torch.cat([tensor[:, :, width : width + learned], chosen], dim=2)
-
-    by_layer = watch.columns(checkpoint.may_be_kept(prompt_parts), kept)
-    return [
-        (side(keys, columns), side(values, columns))
-        for (keys, values), columns in zip(key_values_of(cache), by_layer, strict=True)
-    ]
+    return watch.gists(key_values_of(cache), learned, kept, checkpoint.fitted)
 
 
 def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int | Tensor) -> tuple[KeyValues, Tensor]:

@@ -48,6 +48,7 @@ class Objective(nn.Module):
         self.options = config
         self.writer = checkpoint.writer
         self.gist_embeddings = checkpoint.gist_embeddings
+        self.fitted = checkpoint.fitted
         self.passes = passes_of(checkpoint)
         self.base_dtype = checkpoint.reader.dtype
         if config.lora_rank is None:
@@ -89,10 +90,11 @@ class GistTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             options = self.model.options
-            others = [tensor for name, tensor in self.model.trainable().items() if name != "gist_embeddings"]
+            faster = {"gist_embeddings", "fitted"}
+            others = [tensor for name, tensor in self.model.trainable().items() if name not in faster]
             groups = [
                 {"params": others, "lr": options.learning_rate},
-                {"params": [self.model.gist_embeddings], "lr": options.gist_learning_rate},
+                {"params": [self.model.gist_embeddings, self.model.fitted], "lr": options.gist_learning_rate},
             ]
             self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
         return self.optimizer
@@ -190,6 +192,7 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
             tensor.requires_grad_(True)
     made.gist_embeddings.data = made.gist_embeddings.data.float()
     made.gist_embeddings.requires_grad_(True)
+    made.fitted.requires_grad_(bool(config.kept))
     return made
 
 
@@ -220,8 +223,14 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
             f"start: {config.start} has {found.learned} learned gist tokens, the recipe {learned}; lower max_k"
         )
     found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
-    found.config = replace(found.config, kept=config.kept)
-    return found
+    return Checkpoint(
+        replace(found.config, kept=config.kept),
+        found.reader,
+        found.writer,
+        found.gist_embeddings,
+        found.prompts,
+        found.fitted if config.kept and found.config.kept else None,
+    )
 
 
 def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples, int]:

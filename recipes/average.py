@@ -1,0 +1,64 @@
+"""The mean of two checkpoints' trained weights, where the second's training went on from the first's.
+
+Run: python recipes/average.py runs/smollm2-135m-3 runs/smollm2-135m-4 --out runs/smollm2-135m-mean [--share 0.5]
+
+What the first has no tensor for (it was trained without) is the second's. Two ends of one training mostly lie in one
+valley of the loss, and their mean in a flatter part of it: Wortsman et al. 2022, "Model soups". Trains and measures
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
+from gistlm.files import write_atomically
+
+FIGURES = "training.json"
+WEIGHTS = (EMBEDDINGS, ADAPTER_WEIGHTS)
+
+
+def main() -> None:
+    """Read, mix, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=0.5, help="of the second, from 0 to 1")
+    options = parser.parse_args()
+    if not 0 <= options.share <= 1:
+        sys.exit(f"average.py: --share must be from 0 to 1, got {options.share}")
+    if options.out.exists():
+        sys.exit(f"average.py: {options.out} exists; name a new folder")
+    mixed = {name: mix(options.first / name, options.second / name, options.share) for name in WEIGHTS}
+    shutil.copytree(options.second, options.out, ignore=shutil.ignore_patterns("run"))
+    for name, tensors in mixed.items():
+        save_file(tensors, options.out / name, {"format": "pt"})
+    figures = json.loads((options.second / FIGURES).read_text(encoding="utf-8"))
+    figures["averaged"] = {"with": str(options.first), "share": options.share}
+    write_atomically(options.out / FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+def mix(first: Path, second: Path, share: float) -> dict[str, Tensor]:
+    """The tensors of two files, (1 - share) of the first and share of the second."""
+    try:
+        one, other = load_file(first), load_file(second)
+    except (OSError, SafetensorError) as error:
+        sys.exit(f"average.py: {first} or {second} cannot be read: {error}")
+    if misfits := [name for name, tensor in one.items() if name not in other or other[name].shape != tensor.shape]:
+        sys.exit(f"average.py: {first} and {second} differ in {misfits[0]}; they must be of one make")
+    return other | {
+        name: tensor.float().lerp(other[name].float(), share).to(tensor.dtype) for name, tensor in one.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
