@@ -62,16 +62,17 @@ def test_gists_beat_no_prompt_on_prompts_that_no_training_saw(model: GistModel) 
     assert found["k=16"]["kl"] < found["k=1"]["kl"]
 
 
-def test_a_real_prompt_is_compressed_saved_reused_and_shortened(model: GistModel, prompt: str, tmp_path: Path) -> None:
+def test_a_real_prompt_is_compressed_saved_and_reused_beside_a_shorter_gist(
+    model: GistModel, prompt: str, tmp_path: Path
+) -> None:
     gist = Gist.load(model.compress(prompt, k=16).save(tmp_path / "support.gist"))
     assert gist.info()["prompt_tokens"] > 200
     assert gist.nbytes * 10 < gist.info()["prompt_nbytes"]
     question = "My parcel has not arrived. What can I do?"
     alone = model.generate(question, gist, max_new_tokens=12)
-    short = model.generate(question, gist.shorten(4), max_new_tokens=12)
-    batch = model.generate(
-        [question] * 3, [None, gist, gist.shorten(4)], prompts=[prompt, None, None], max_new_tokens=12
-    )
+    shorter = model.compress(prompt, k=4)
+    short = model.generate(question, shorter, max_new_tokens=12)
+    batch = model.generate([question] * 3, [None, gist, shorter], prompts=[prompt, None, None], max_new_tokens=12)
     assert all(answer.strip() for answer in (alone, short, *batch))
     assert "".join(model.stream(question, gist, max_new_tokens=12)) == alone
 

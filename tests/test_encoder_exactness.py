@@ -156,7 +156,7 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, rec
     last, passes = int(batch.output_lengths.min()), passes_of(checkpoint)
     full, encoded = passes.full_prompt(batch, last)
     cached = {
-        Condition.GIST: passes.rest(batch, passes.write(encoded, batch), Condition.GIST, last),
+        Condition.GIST: passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, last),
         Condition.POSITIVE: full,
         Condition.NEGATIVE: passes.rest(batch, None, Condition.NEGATIVE, last),
     }

@@ -106,6 +106,7 @@ class OnePass:
             "gemma3_text": {"full_attention": None, "sliding_attention": WINDOW},
         }.get(kind, {"all": None})
         self.observing = checkpoint.prompts.rest_ids("")
+        self.observers = checkpoint.observers.detach()
         self.gist_columns = torch.zeros(0)
         """[batch, S, 1]: 1 where the column is a gist token"""
         if checkpoint.writer is not checkpoint.reader:
@@ -125,11 +126,12 @@ class OnePass:
     @torch.no_grad()
     def most_looked_at(self, row: OneRow) -> list[list[list[int]]]:
         """By layer and head, the places of kept tokens: where the observers look, the prompt's last 8 tokens and the
-        template of an empty input, read as gist tokens behind the gist. Heads that share keys agree.
+        template of an empty input, read as gist tokens behind the gist, and the learned observers behind these. Heads
+        that share keys agree.
         """
         again = row.prompt[row.template :][-8:] + self.observing
-        n, width = len(row.prompt), len(row.prompt) + row.k + len(again)
-        embeddings = self._embed(OneRow([], row.prompt, row.k, again, 0, 0))[None]
+        n, width = len(row.prompt), len(row.prompt) + row.k + len(again) + len(self.observers)
+        embeddings = torch.cat([self._embed(OneRow([], row.prompt, row.k, again, 0, 0)), self.observers])[None]
         self.gist_columns = (torch.arange(width) >= n).float()[None, :, None]
         positions = torch.arange(row.first, row.first + width)[None]
         out = self.model(inputs_embeds=embeddings, position_ids=positions, output_attentions=True, use_cache=True)
@@ -233,6 +235,8 @@ def loaded(kind: str, recipe: str, opening_visible: bool, kept: int = 0) -> tupl
         lora_modules=LoraModules.ALL if opening_visible else LoraModules.ATTENTION,
         kept=kept,
     )
+    if kept and opening_visible:
+        checkpoint.observers.data = torch.randn(3, checkpoint.gist_embeddings.shape[1])
     checkpoint.fitted.data.zero_()  # no mask says what fitting does: test_observe
     # decoded to numbers, so that two answers are the same text only when they are the same tokens
     checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
@@ -257,7 +261,7 @@ def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> 
             known: Gist = made[index] if index <= size // 2 else made[-1]
             if index > size // 2:
                 prompt = prompts[-1]
-            gist = known if known.whole or chance > 6 else known.shorten(draw(1, known.k))
+            gist = known if not known.nested or chance > 6 else known.shorten(draw(1, known.k))
             requests.append(Request(text, gist=gist))
         else:
             requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text))
@@ -346,8 +350,8 @@ def test_a_shortened_gist_is_the_gist_of_that_size(kind: str, recipe: str, openi
     longest = model.compress(prompts, 16)
     for j in (1, 2, 7, 15, 16):
         for long, short in zip(longest, model.compress(prompts, j), strict=True):
-            if long.whole and j < long.k:
-                with pytest.raises(InputError, match=f"keeps its whole prompt.*k={j}"):
+            if long.provenance.kept and j < long.k:
+                with pytest.raises(InputError, match=f"stands for the others only; compress .* k={j}"):
                     long.shorten(j)
                 continue
             cut = long.shorten(min(j, long.k))
@@ -369,9 +373,9 @@ def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(
     learned = 6 if not kept else 3
     gists = model.compress(prompts, 6)
     with torch.no_grad():
-        most = max(gist.provenance.kept for gist in gists)
+        kept = torch.tensor([gist.provenance.kept for gist in gists])
         encoded = encode_prompts(model.checkpoint, ids, torch.tensor([gist.whole for gist in gists]))
-        written = write_gists(model.checkpoint, encoded, learned, most)
+        written, _ = write_gists(model.checkpoint, encoded, learned, kept)
     for row, gist in enumerate(gists):
         own = slice(learned if gist.whole else 0, None)
         for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):
@@ -391,7 +395,7 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, ope
     passes = passes_of(checkpoint)
     full, encoded = passes.full_prompt(batch, last)
     cached = {
-        Condition.GIST: passes.rest(batch, passes.write(encoded, batch), Condition.GIST, last),
+        Condition.GIST: passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, last),
         Condition.POSITIVE: full,
         Condition.NEGATIVE: passes.rest(batch, None, Condition.NEGATIVE, last),
     }
@@ -413,7 +417,7 @@ def test_training_reads_the_gists_that_are_compressed(kind: str) -> None:
     batch = collate([tokenize(row, model.checkpoint.prompts) for row in rows], sizes)
     passes = passes_of(model.checkpoint)
     _, encoded = passes.full_prompt(batch, 3)
-    logits = passes.rest(batch, passes.write(encoded, batch), Condition.GIST, int(batch.output_lengths.max()))
+    logits = passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, int(batch.output_lengths.max()))
     gists = [model.compress(row.prompt, k) for row, k in zip(rows, sizes, strict=True)]
     assert [gist.provenance.kept for gist in gists] == [4, 0, 11]
     scores = model.score([row.input for row in rows], [row.output for row in rows], gists)

@@ -62,22 +62,21 @@ def test_an_id_does_not_change_from_one_gistlm_to_the_next() -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4])
-def test_kept_tokens_are_counted_in_the_file_and_by_shorten(kept: int) -> None:
+def test_kept_tokens_are_counted_in_the_file_and_keep_a_gist_from_being_shortened(kept: int) -> None:
     gist = make_gist(k=4, kept=kept)
     back = Gist.from_bytes(gist.to_bytes())
     assert same(back, gist) and back.id == gist.id
     assert gist.end == gist.provenance.start + 4 - kept
     assert gist.whole == (kept == 4)
     for j in range(1, 5):
-        if gist.whole and j < 4:
-            with pytest.raises(
-                InputError, match=f"4 tokens keeps its whole prompt.*compress the prompt again with k={j}"
-            ):
+        if kept and j < 4:
+            with pytest.raises(InputError, match=f"4 tokens keeps {kept} tokens.*compress the prompt again with k={j}"):
                 back.shorten(j)
             continue
         short = back.shorten(j)
-        assert (short.k, short.provenance.kept) == (j, max(0, j - (4 - kept)))
-        assert short.end == gist.provenance.start + min(j, 4 - kept)
+        assert (short.k, short.provenance.kept) == (j, kept)
+        assert short.end == gist.provenance.start + j - kept
+    assert gist.nested == (not kept)
 
 
 def test_layers_of_different_shapes_are_kept() -> None:

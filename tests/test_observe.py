@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
-from gistlm.observe import READ_AGAIN, Observation, Seen, check_observable
+from gistlm.observe import READ_AGAIN, Observation, Watch, check_observable, fit, missed
 
 KEEPING = tiny_checkpoint(max_k=64, kept=60, anchored=True)
 LEARNED = 4
@@ -111,7 +112,7 @@ def test_choosing_leaves_the_model_as_it_was() -> None:
     compress(KEEPING, ["some words of 5 letters"], 9)
     assert [config._attn_implementation for config in configs] == before
     prompt = torch.ones(1, 3, dtype=torch.bool)
-    watch = Observation(prompt, prompt, torch.ones(1, 2, dtype=torch.bool), 9)
+    watch = Watch(prompt, prompt, torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ZeroDivisionError), watch(KEEPING.writer_decoder):
         _ = 1 / 0
     assert [config._attn_implementation for config in configs] == before
@@ -122,34 +123,41 @@ def test_the_order_of_what_is_kept_follows_the_observers_attention() -> None:
     prompt, observers = torch.tensor([[False, True, True, True]]), torch.tensor([[False, True]])
     keys = torch.tensor([9.0, 1.0, 3.0, 2.0, 0.0, 0.0]).view(1, 1, 6, 1)
     queries = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, 1.0]).view(1, 1, 6, 1)
-    for own, most, kept in ((prompt, 3, [3.0, 2.0, 1.0]), (torch.tensor([[False, False, True, True]]), 2, [3.0, 2.0])):
-        watch = Observation(prompt, own, observers, 2)
+    for own, kept in ((prompt, [3.0, 2.0, 1.0]), (torch.tensor([[False, False, True, True]]), [3.0, 2.0])):
+        watch = Observation(prompt, own, observers, 0, torch.tensor([len(kept)]), torch.zeros(2, 2))
         watch.see(queries, keys, keys, None)
-        torch.testing.assert_close(watch.seen[0].shares[0, 0, 1:], torch.tensor([1.0, 3.0, 2.0]).softmax(0))
-        ((made, _),) = watch.gists([(keys, keys)], 0, most, torch.zeros(1, 2))
-        assert made.flatten().tolist() == kept
+        shares = torch.tensor([1.0, 3.0, 2.0]).softmax(0) * own[0, 1:]
+        torch.testing.assert_close(watch.looks[0][0, 0, 1:], shares)
+        assert watch.gists[0][0].flatten().tolist() == watch.gists[0][1].flatten().tolist() == kept
 
 
-@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 4))
-def test_the_fitted_token_scores_and_answers_as_the_prompt_does(seed: int, own: int, padding: int) -> None:
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 4), st.integers(0, 6))
+def test_the_fitted_token_scores_and_answers_as_what_is_not_kept_of_the_prompt(
+    seed: int, own: int, padding: int, kept: int
+) -> None:
     """Against weighted least squares with a row for every query of every observer, solved head by head."""
     generator = torch.Generator().manual_seed(seed)
     size, kv_heads, group, opening, width = 6, 2, 3, 2, 5
+    kept = min(kept, own)
     n = padding + opening + own
     query, key = (torch.randn(1, heads, n + 1 + width, size, generator=generator) for heads in (6, 2))
     value = torch.randn(1, kv_heads, n + 1 + width, 4, generator=generator)
     is_prompt, is_own = torch.arange(n)[None] >= padding, torch.arange(n)[None] >= padding + opening
     observers = torch.tensor([[False, True, True, True, True]])
-    watch = Observation(is_prompt, is_own, observers, 2)
+    watch = Observation(is_prompt, is_own, observers, 1, torch.tensor([kept]), torch.ones(2, 2))
     watch.see(query, key, value, 0.3)
-    ((keys, values),) = watch.gists([(key, value)], 1, 0, torch.ones(1, 2))
+    ((keys, values),) = watch.gists
+    assert keys.shape == (1, kv_heads, 1 + kept, size)
     for head in range(kv_heads):
         rows = query[0, head * group : (head + 1) * group, -4:].reshape(-1, size) * 0.3
         scores = rows @ key[0, head, padding:n].T
-        weights = scores.softmax(-1)[:, opening:].sum(-1)
+        best = scores.softmax(-1)[:, opening:].sum(0).argsort(descending=True)
+        torch.testing.assert_close(keys[0, head, 1:], key[0, head, padding + opening + best[:kept]])
+        left = opening + (best[kept:] if kept < own else best)
+        weights = scores.softmax(-1)[:, left].sum(-1)
         weights = weights / weights.sum()
-        mass = scores[:, opening:].exp().sum(-1).log()
-        output = scores[:, opening:].softmax(-1) @ value[0, head, padding + opening : n]
+        mass = scores[:, left].exp().sum(-1).log()
+        output = scores[:, left].softmax(-1) @ value[0, head, padding + left]
         torch.testing.assert_close(values[0, head, 0], (weights[:, None] * output).sum(0), atol=1e-4, rtol=0)
         ridge = 0.05 * (weights[:, None] * rows * rows).sum()
         matrix = torch.cat([rows * weights.sqrt()[:, None], ridge.sqrt() * torch.eye(size)])
@@ -159,7 +167,6 @@ def test_the_fitted_token_scores_and_answers_as_the_prompt_does(seed: int, own: 
 
 
 def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer() -> None:
-    """It stands for the prompt alone, so that the first tokens of a gist are a gist, whatever else is kept."""
     prompt = random_text(torch.Generator().manual_seed(3), 50)
     made = {}
     for fitted in (0.0, 1.0):
@@ -179,12 +186,24 @@ def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer()
     assert bool((other_values[1, :, 0] >= own.amin(dim=1) - 1e-5).all())
 
 
-def test_fitting_can_be_learned() -> None:
-    key, value = (torch.randn(2, 1, 1, 4, requires_grad=True) for _ in range(2))
+def test_fitting_can_be_learned_by_the_observers_too() -> None:
+    made = {name: torch.randn(2, 1, size, 4, requires_grad=True) for name, size in (("key", 1), ("value", 1), ("q", 3))}
+    keys, own = torch.randn(2, 1, 5, 4), torch.ones(2, 1, 5, dtype=torch.bool)
     shares = torch.full((2,), 0.5, requires_grad=True)
-    seen = Seen(torch.rand(2, 1, 3), torch.eye(4).expand(2, 1, 4, 4), torch.rand(2, 1, 4), torch.rand(2, 1, 4))
-    sum(side.square().sum() for side in seen.fit(key, value, shares)).backward()  # type: ignore[union-attr]
-    assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (key, value, shares))
+    scores = made["q"] @ keys.transpose(2, 3)
+    sides = fit(made["key"], made["value"], shares, made["q"], scores, scores.softmax(-1), keys, own)
+    (sides[0].square().sum() + sides[1].square().sum()).backward()
+    assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (*made.values(), shares))
+
+
+def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:
+    rest, observation = (Watch(*(torch.ones(1, n, dtype=torch.bool) for n in (4, 4, 2))) for _ in range(2))
+    rest.looks = [torch.tensor([[[0.1, 0.2, 0.1, 0.0]]])] * 2
+    observation.looks = [torch.tensor([[[0.2, 0.4, 0.2, 0.0]]])] * 2
+    assert float(missed(observation, rest)) == pytest.approx(0, abs=1e-6)
+    observation.looks = [observation.looks[0], torch.tensor([[[0.4, 0.2, 0.2, 0.0]]])]
+    expected = 0.25 * math.log(0.25 / 0.5) + 0.5 * math.log(0.5 / 0.25)
+    assert float(missed(observation, rest)) == pytest.approx(expected / 2, abs=1e-6)
 
 
 def test_observers_are_a_prompts_last_tokens_and_the_template_of_an_empty_input() -> None:
@@ -218,17 +237,18 @@ def test_kept_must_be_a_number_within_bounds(tiny_saved: Path, kept: object, mat
 
 def test_a_checkpoint_comes_back_with_what_it_keeps(tiny_saved: Path) -> None:
     checkpoint = Checkpoint.load(tiny_saved, device="cpu")
-    plain = GistModel(checkpoint).compress("a prompt of some more words than 5", 2)
+    plain = GistModel(checkpoint).compress("a prompt of some more words than 5", checkpoint.max_k)
     record = json.loads((tiny_saved / "gistlm.json").read_text())
     (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
     keeping = Checkpoint.load(tiny_saved, device="cpu")
     assert (keeping.max_k, keeping.learned) == (checkpoint.max_k + 5, checkpoint.max_k)
     gist = GistModel(keeping).compress("a prompt of some more words than 5", keeping.max_k)
     assert gist.provenance.kept == 5 and gist.provenance.adapter != plain.provenance.adapter
-    torch.testing.assert_close(gist.shorten(2).keys[1][:, 1:], plain.keys[1][:, 1:], atol=1e-5, rtol=0)
+    learned = slice(1, checkpoint.max_k)
+    torch.testing.assert_close(gist.keys[1][:, learned], plain.keys[1][:, 1:], atol=1e-5, rtol=0)
 
 
-def test_a_checkpoint_comes_back_with_its_fitting(tiny_saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_comes_back_with_its_fitting_and_its_observers(tiny_saved: Path, tmp_path: Path) -> None:
     record = json.loads((tiny_saved / "gistlm.json").read_text())
     (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
     made = Checkpoint.load(tiny_saved, device="cpu")
@@ -236,13 +256,16 @@ def test_a_checkpoint_comes_back_with_its_fitting(tiny_saved: Path, tmp_path: Pa
     assert torch.equal(made.fitted, torch.full((layers, 2), 0.5))
     before = made.adapter_fingerprint
     made.fitted.data[:] = torch.tensor([0.25, -0.75])
+    made.observers.data = torch.randn(3, made.gist_embeddings.shape[1])
     made.save_pretrained(tmp_path / "again")
     found = Checkpoint.load(tmp_path / "again", device="cpu")
-    assert torch.equal(found.fitted, made.fitted) and found.adapter_fingerprint != before
+    assert torch.equal(found.fitted, made.fitted) and torch.equal(found.observers, made.observers)
+    assert found.adapter_fingerprint != before
     tensors = load_file(tmp_path / "again" / "gist_embeddings.safetensors")
-    save_file({**tensors, "fitted": torch.zeros(layers + 1, 2)}, tmp_path / "again" / "gist_embeddings.safetensors")
-    with pytest.raises(ModelError, match="'fitted'"):
-        Checkpoint.load(tmp_path / "again", device="cpu")
+    for name, wrong in (("fitted", torch.zeros(layers + 1, 2)), ("observers", torch.zeros(2, 3))):
+        save_file({**tensors, name: wrong}, tmp_path / "again" / "gist_embeddings.safetensors")
+        with pytest.raises(ModelError, match=f"'{name}'"):
+            Checkpoint.load(tmp_path / "again", device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "t5"])

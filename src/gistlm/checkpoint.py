@@ -9,6 +9,7 @@ Knows nothing of prompts, gists or generation.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,8 +52,9 @@ class Checkpoint:
         writer: Any,
         gist_embeddings: Tensor,
         prompts: PromptTokenizer,
-        fitted: Tensor | None = None,
+        trained: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """trained: "fitted" and "observers" where there are such (see the attributes)."""
         self.config = config
         # peft froze the tensors that reader and writer share, and torch multiplies the last token's slice by frozen
         # weights as a batch of products: its logits took 20 to 80 times as long. Training chooses for itself.
@@ -68,13 +70,15 @@ class Checkpoint:
         self.architecture: Architecture = inspect_architecture(reader)
         if config.kept:
             check_kept(self.architecture, reader)
+        found, device = trained or {}, reader.device
         shape = (self.architecture.layers if config.kept else 0, 2)
-        if fitted is not None and fitted.shape != shape:
-            raise ModelError(f"the checkpoint's 'fitted' is {[*fitted.shape]}; for this base it must be {[*shape]}")
-        fitted = torch.full(shape, FITTED) if fitted is None else fitted
-        self.fitted = nn.Parameter(fitted.to(reader.device), requires_grad=False)
+        self.fitted = _parameter("fitted", found.get("fitted", torch.full(shape, FITTED)), shape, device)
         """[layers, 2]: how far the first learned gist token's key and value are fitted (see `observe`); [0, 2] where
         no tokens are kept"""
+        hidden = int(gist_embeddings.shape[1])
+        observers = found.get("observers", torch.zeros(0, hidden))
+        self.observers = _parameter("observers", observers, (len(observers), hidden), device)
+        """[observers, hidden]: embeddings of learned observers (see `observe`)"""
 
     @property
     def max_k(self) -> int:
@@ -178,7 +182,9 @@ class Checkpoint:
     @property
     def _own_weights(self) -> dict[str, Tensor]:
         own: dict[str, Tensor] = {"gist_embeddings": self.gist_embeddings}
-        return own | ({"fitted": self.fitted} if self.config.kept else {})
+        if self.config.kept:
+            own["fitted"] = self.fitted
+        return own | ({"observers": self.observers} if len(self.observers) else {})
 
     def _adapter_fingerprint(self, tensors: dict[str, Tensor]) -> str:
         return sha256(
@@ -237,7 +243,7 @@ class Checkpoint:
             if config.recipe == Recipe.PAPER:
                 reader = writer = writer.merge_and_unload().eval()
         config = replace(config, base_fingerprint=fingerprint)
-        made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format), trained.get("fitted"))
+        made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format), trained)
         made.adapter_fingerprint = made._adapter_fingerprint(trained)  # as the files hold it
         return made
 
@@ -263,6 +269,12 @@ class Checkpoint:
         if card is not None:
             write_atomically(folder / "README.md", card.encode())
         return folder
+
+
+def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
+    if tensor.shape != shape:
+        raise ModelError(f"the checkpoint's {name!r} is {[*tensor.shape]}; for this base it must be {[*shape]}")
+    return nn.Parameter(tensor.float().to(device), requires_grad=False)
 
 
 def check_kept(architecture: Architecture, model: PreTrainedModel) -> None:

@@ -25,7 +25,7 @@ from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.gist import Gist
 from gistlm.mask import Part
-from gistlm.observe import READ_AGAIN, Observation, PassIsOver
+from gistlm.observe import READ_AGAIN, Observation, PassIsOver, Watch
 from gistlm.provenance import GistInfo
 
 
@@ -42,6 +42,8 @@ class Encoded:
     """[batch]: the position of each row's first gist token"""
     tokens: Tensor
     """[batch, N] ids"""
+    rest: Watch | None = None
+    """Where the rest looked under the full prompt, if that was watched"""
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
@@ -53,7 +55,8 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
     behind = k
     if checkpoint.config.kept:
-        behind = max(k, checkpoint.learned + READ_AGAIN + len(checkpoint.prompts.rest_ids("")))
+        observers = READ_AGAIN + len(checkpoint.prompts.rest_ids("")) + len(checkpoint.observers)
+        behind = max(k, checkpoint.learned + observers)
     limit = checkpoint.architecture.context - behind - 1
     for row in ids:
         if len(row) > limit:
@@ -63,20 +66,20 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     states: Tensor | None = None
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
     learned, kept = checkpoint.held(parts, torch.full_like(parts[:, 0], k))
-    most = min(k, checkpoint.learned), int(kept.max())
+    most = min(k, checkpoint.learned)
     with torch.inference_mode():
         if checkpoint.architecture.encodes:
             key_values, states = encode_gists(checkpoint, tokens, parts, k)
             starts = torch.zeros(len(ids), dtype=torch.long)
         elif checkpoint.adapts_columns:
-            key_values, starts = one_pass(checkpoint, tokens, parts, *most, learned == 0)
+            key_values, starts = one_pass(checkpoint, tokens, parts, most, kept, learned == 0)
         else:
             encoded = encode_prompts(checkpoint, ids, learned == 0)
-            key_values, starts = write_gists(checkpoint, encoded, *most), encoded.gist_start
+            key_values, starts = write_gists(checkpoint, encoded, most, kept)[0], encoded.gist_start
     rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
     each = [None] * len(ids) if states is None else list(states)
     return [
-        _gist(checkpoint, _held(layers, most[0], *held), held[1], *row)
+        _gist(checkpoint, _held(layers, most, *held), held[1], *row)
         for layers, held, *row in zip(
             rows, zip(learned.tolist(), kept.tolist(), strict=True), starts.tolist(), ids, each, strict=True
         )
@@ -116,10 +119,13 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], whole: 
     return Encoded(key_values_of(cache), parts, positions, starts + lengths, tokens)
 
 
-def write_gists(checkpoint: Checkpoint, encoded: Encoded, learned: int, kept: int = 0) -> KeyValues:
-    """Run gist tokens over encoded prompts: keys and values [batch, kv_heads, learned + kept, head_dim].
+def write_gists(
+    checkpoint: Checkpoint, encoded: Encoded, learned: int, kept: Tensor
+) -> tuple[KeyValues, Observation | None]:
+    """Run gist tokens over encoded prompts: keys and values [batch, kv_heads, learned + most kept, head_dim], and what
+    the observers saw if tokens are kept, so many of each prompt: ``kept`` [batch].
 
-    Where a prompt has fewer tokens than are to be kept, what is behind them means nothing.
+    Where a prompt keeps fewer than another, what is behind them means nothing.
     """
     inputs, parts = _behind(checkpoint, encoded.tokens, encoded.parts, learned)
     positions = left_positions(parts, encoded.gist_start)
@@ -143,7 +149,7 @@ def write_gists(checkpoint: Checkpoint, encoded: Encoded, learned: int, kept: in
 
 
 def one_pass(
-    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: int, whole: Tensor
+    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: Tensor, whole: Tensor
 ) -> tuple[KeyValues, Tensor]:
     """What `encode_prompts` and `write_gists` give, in one pass of prompts and gist tokens side by side.
 
@@ -155,7 +161,7 @@ def one_pass(
     inputs, behind = _behind(checkpoint, tokens, prompt_parts, learned)
     parts = torch.cat([prompt_parts, behind], dim=1)
     with checkpoint.adapter_on_last(behind.shape[1]):
-        key_values = _written(
+        key_values, _ = _written(
             checkpoint,
             prompt_parts,
             behind,
@@ -177,34 +183,36 @@ def _behind(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learne
     if not checkpoint.config.kept:
         return inputs, parts
     template = torch.tensor(checkpoint.prompts.rest_ids(""), device=tokens.device).expand(len(tokens), -1)
-    observers = checkpoint.reader.get_input_embeddings()(torch.cat([tokens[:, -READ_AGAIN:], template], dim=1))
+    texts = checkpoint.reader.get_input_embeddings()(torch.cat([tokens[:, -READ_AGAIN:], template], dim=1))
+    own = checkpoint.observers.to(texts.dtype).expand(len(tokens), -1, -1)
     again = torch.where(checkpoint.is_own(prompt_parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
-    return (
-        torch.cat([inputs, observers], dim=1),
-        torch.cat([parts, again, torch.full_like(template, int(Part.GIST))], dim=1),
-    )
+    shown = torch.full((len(tokens), template.shape[1] + own.shape[1]), int(Part.GIST), device=tokens.device)
+    return torch.cat([inputs, texts, own], dim=1), torch.cat([parts, again, shown], dim=1)
 
 
 def _written(
     checkpoint: Checkpoint,
     prompt_parts: Tensor,
     behind: Tensor,
-    held: tuple[int, int],
+    held: tuple[int, Tensor],
     cache: DynamicCache,
     **inputs: Any,
-) -> KeyValues:
-    """Run the writer; of its cache the learned gist tokens' columns, and behind them the kept ones of the prompts."""
+) -> tuple[KeyValues, Observation | None]:
+    """Run the writer; of its cache the learned gist tokens' columns, and behind them the kept ones of the prompts.
+
+    held: columns of learned gist tokens, and how many tokens are kept of each prompt, [batch].
+    """
     learned, kept = held
     decoder, width = checkpoint.writer_decoder, prompt_parts.shape[1]
     if not checkpoint.config.kept:
         with suppress(PassIsOver):
             decoder(**inputs, past_key_values=cache, use_cache=True)
-        return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)]
+        return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)], None
     own, observers = checkpoint.may_be_kept(prompt_parts), behind[:, learned:] != Part.PAD
-    watch = Observation(prompt_parts != Part.PAD, own, observers, checkpoint.architecture.layers)
+    watch = Observation(prompt_parts != Part.PAD, own, observers, learned, kept, checkpoint.fitted)
     with watch(decoder):
         decoder(**inputs, past_key_values=cache, use_cache=True)
-    return watch.gists(key_values_of(cache), learned, kept, checkpoint.fitted)
+    return watch.gists, watch
 
 
 def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int | Tensor) -> tuple[KeyValues, Tensor]:

@@ -91,7 +91,7 @@ class Gist:
     @property
     def nested(self) -> bool:
         """Whether its first tokens are gists too, so that it can be shortened."""
-        return self.states is None and not self.whole
+        return self.states is None and not self.provenance.kept
 
     @cached_property
     def id(self) -> str:
@@ -101,8 +101,8 @@ class Gist:
     def shorten(self, j: int) -> Gist:
         """The first j gist tokens, themselves a gist: they never saw the later ones.
 
-        Raises `InputError` for an encoder's gist, whose tokens did, and for one that keeps its whole prompt and has no
-        learned token.
+        Raises `InputError` for an encoder's gist, whose tokens did, and for one that keeps tokens of its prompt, whose
+        learned token stands for the others only.
         """
         if self.states is not None:
             raise InputError(
@@ -111,14 +111,12 @@ class Gist:
             )
         if type(j) is not int or not 1 <= j <= self.k:
             raise InputError(f"cannot shorten a gist of {self.k} tokens to {j!r}; give a number from 1 to {self.k}")
-        if self.whole and j < self.k:
+        if self.provenance.kept and j < self.k:
             raise InputError(
-                f"this gist of {self.k} tokens keeps its whole prompt and has no learned token to shorten it to; "
-                f"compress the prompt again with k={j}"
+                f"this gist of {self.k} tokens keeps {self.provenance.kept} tokens of its prompt, and what it learned "
+                f"stands for the others only; compress the prompt again with k={j}"
             )
-        kept = max(0, self.provenance.kept - self.k + j)
-        whole = replace(self, provenance=replace(self.provenance, kept=kept))
-        return whole._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
+        return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
 
     def to(self, target: torch.dtype | torch.device | str) -> Gist:
         """The same gist in another dtype (also by name, such as "bfloat16") or on another device."""

@@ -12,10 +12,9 @@ head: Li et al. 2024, "SnapKV". That keys and values can be fitted to attention 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,52 +31,27 @@ READ_AGAIN = 8
 _RIDGE = 0.05
 """Of the fitted key, beside the mean square of the observers' queries."""
 _NAME = "gistlm_observed"
+LOWEST = torch.finfo(torch.float32).min
+"""The score of what is not there."""
 
 
 class PassIsOver(Exception):
     """Ends a pass of which no more is needed."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One layer, as its key/value heads' observers see it; w: an observer's weight, its attention to the prompt's own
-    tokens, q: its query times the attention's scaling.
-    """
+class Watch:
+    """Watches one pass of a stock model: how much of a prompt its last tokens, the observers, look at."""
 
-    shares: Tensor
-    """[batch, kv_heads, N]: the observers' attention to each token, as shares among the prompt's"""
-    gram: Tensor
-    """[batch, kv_heads, head_dim, head_dim]: mean of w q q'"""
-    aim: Tensor
-    """[batch, kv_heads, head_dim]: mean of w q m, m the log of the sum of the own tokens' exponential scores"""
-    output: Tensor
-    """[batch, kv_heads, value_dim]: mean of w times what attention to the own tokens gives"""
-
-    def fit(self, key: Tensor, value: Tensor, fitted: Tensor) -> tuple[Tensor, Tensor]:
-        """One token's key and value [batch, kv_heads, 1, dim], moved by the shares ``fitted`` [2] towards those that
-        stand for the prompt: whose score is m (ridge regression that starts from ``key``), whose value the mean output.
-        """
-        was = key.squeeze(2).float()
-        ridge = _RIDGE * self.gram.diagonal(dim1=2, dim2=3).sum(-1, keepdim=True).clamp_min(1e-6)
-        miss = self.aim - (self.gram @ was[..., None]).squeeze(-1)
-        step = torch.linalg.solve(self.gram + torch.diag_embed(ridge.expand_as(miss)), miss)
-        moved = value.float() + fitted[1] * (self.output[:, :, None] - value.float())
-        return (was + fitted[0] * step)[:, :, None].to(key.dtype), moved.to(value.dtype)
-
-
-class Observation:
-    """Watches one pass over prompts, gist tokens and observers, in this order; ends it at the last layer."""
-
-    def __init__(self, prompt: Tensor, own: Tensor, observers: Tensor, layers: int) -> None:
+    def __init__(self, prompt: Tensor, own: Tensor, observers: Tensor) -> None:
         self.prompt = prompt
         """bool [batch, N]: the first columns' tokens, false for padding"""
         self.own = own
         """bool [batch, N]: those that a gist stands for"""
         self.observers = observers
         """bool [batch, w]: the last columns', as above"""
-        self.layers = layers
-        self.seen: list[Seen] = []
-        """By layer."""
+        self.looks: list[Tensor] = []
+        """By layer, [batch, kv_heads, N]: the observers' summed attention to each of the prompt's own tokens, as shares
+        among the whole prompt"""
 
     @contextmanager
     def __call__(self, decoder: Any) -> Iterator[None]:
@@ -95,50 +69,113 @@ class Observation:
             config._attn_implementation = before
             _watching.reset(token)
 
-    @torch.no_grad()
     def see(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         """One layer: query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, columns, dim]."""
+        self._look(query, key, scaling)
+
+    def _look(self, query: Tensor, key: Tensor, scaling: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The observers' queries times the scaling, [batch, kv_heads, Q, head_dim] for all of a head's group, their
+        scores [batch, kv_heads, Q, N], and their attention to the prompt's own tokens, zero for padding.
+        """
         batch, kv_heads, _, size = key.shape
         width, n = self.observers.shape[1], self.prompt.shape[1]
         queries = query[:, :, query.shape[2] - width :].reshape(batch, kv_heads, -1, size).float()
         queries = queries * (size**-0.5 if scaling is None else scaling)
         scores = queries @ key[:, :, :n].float().transpose(2, 3)
-        lowest = torch.finfo(scores.dtype).min
-        shares = scores.masked_fill(~self.prompt[:, None, None], lowest).softmax(dim=-1)
-        is_observer = self.observers.repeat(1, queries.shape[2] // width)[:, None, :, None]
-        weights = (shares * self.own[:, None, None]).sum(dim=-1, keepdim=True) * is_observer
-        weights = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-9)
-        own = scores.masked_fill(~self.own[:, None, None], lowest)
-        weighted = queries * weights
-        self.seen.append(
-            Seen(
-                (shares * is_observer).sum(dim=2),
-                weighted.transpose(2, 3) @ queries,
-                (weighted * own.logsumexp(dim=-1, keepdim=True)).sum(dim=2),
-                ((weights * own.softmax(dim=-1)).sum(dim=2, keepdim=True) @ value[:, :, :n].float()).squeeze(2),
+        shares = scores.masked_fill(~self.prompt[:, None, None], LOWEST).softmax(dim=-1) * self.own[:, None, None]
+        shares = shares * self.observers.repeat(1, queries.shape[2] // width)[:, None, :, None]
+        self.looks.append(shares.sum(dim=2))
+        return queries, scores, shares
+
+
+class Observation(Watch):
+    """Watches a pass over prompts, gist tokens and observers, in this order; makes the gists, and ends it with them."""
+
+    def __init__(
+        self, prompt: Tensor, own: Tensor, observers: Tensor, learned: int, kept: Tensor, fitted: Tensor
+    ) -> None:
+        super().__init__(prompt, own, observers)
+        self.learned = learned
+        """Columns of learned gist tokens."""
+        self.kept = kept
+        """[batch]: the prompt's own tokens that each gist keeps"""
+        self.fitted = fitted
+        """[layers, 2]: see `fit`"""
+        self.gists: list[tuple[Tensor, Tensor]] = []
+        """By layer, keys and values [batch, kv_heads, learned + most kept, dim]: the learned tokens, the first of them
+        fitted, and behind them the tokens that are most looked at. Where a prompt keeps fewer, the last mean
+        nothing."""
+
+    def see(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+        """As above; the pass is over at the last layer."""
+        queries, scores, shares = self._look(query, key, scaling)
+        ranked = self.looks[-1].masked_fill(~self.own[:, None], -1).sort(dim=-1, descending=True, stable=True).indices
+        ranked = ranked[..., : int(self.kept.max())]
+        n = self.prompt.shape[1]
+        columns = [side[:, :, n : n + self.learned] for side in (key, value)]
+        if self.learned:
+            left = self._left(ranked)
+            layer = self.fitted[len(self.gists)]
+            first = fit(
+                columns[0][:, :, :1], columns[1][:, :, :1], layer, queries, scores, shares, value[:, :, :n], left
             )
+            columns = [torch.cat([one, side[:, :, 1:]], dim=2) for one, side in zip(first, columns, strict=True)]
+        keys, values = (
+            torch.cat([made, _at(ranked, side)], dim=2) for made, side in zip(columns, (key, value), strict=True)
         )
-        if len(self.seen) == self.layers:
+        self.gists.append((keys, values))
+        if len(self.gists) == len(self.fitted):
             raise PassIsOver
 
-    def gists(
-        self, key_values: Sequence[tuple[Tensor, Tensor]], learned: int, kept: int, fitted: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Of the pass's cache by layer, each [batch, kv_heads, columns, dim]: the learned tokens' columns, the first of
-        them ``fitted`` [layers, 2], and behind them the prompt's own ``kept`` tokens that are most looked at.
+    def _left(self, ranked: Tensor) -> Tensor:
+        """bool [batch, kv_heads, N]: the prompt's own tokens that its gist does not keep; all where it keeps all."""
+        own = self.own[:, None].expand(-1, ranked.shape[1], -1)
+        place = torch.arange(ranked.shape[2], device=ranked.device)
+        is_kept = torch.zeros_like(own).scatter(2, ranked, (place < self.kept[:, None, None]).expand_as(ranked))
+        left = own & ~is_kept
+        return torch.where(left.any(dim=-1, keepdim=True), left, own)
 
-        Where a prompt has fewer, what is behind them means nothing.
-        """
-        made = []
-        for (keys, values), seen, shares in zip(key_values, self.seen, fitted, strict=True):
-            ranked = seen.shares.masked_fill(~self.own[:, None], -1).sort(dim=-1, descending=True, stable=True).indices
-            columns = [side[:, :, self.prompt.shape[1] :][:, :, :learned] for side in (keys, values)]
-            if learned:
-                first = seen.fit(columns[0][:, :, :1], columns[1][:, :, :1], shares)
-                columns = [torch.cat([one, side[:, :, 1:]], dim=2) for one, side in zip(first, columns, strict=True)]
-            own = [_at(ranked[..., :kept], side) for side in (keys, values)]
-            made.append((torch.cat([columns[0], own[0]], dim=2), torch.cat([columns[1], own[1]], dim=2)))
-        return made
+
+def fit(
+    key: Tensor,
+    value: Tensor,
+    fitted: Tensor,
+    queries: Tensor,
+    scores: Tensor,
+    shares: Tensor,
+    values: Tensor,
+    left: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One token's key and value [batch, kv_heads, 1, dim], moved by the shares ``fitted`` [2] towards those that stand
+    for the tokens ``left``, bool [batch, kv_heads, N]: whose score is for every query the log of the sum of theirs
+    (ridge regression that starts from ``key``), and whose value is what attention to them gives (the mean).
+
+    queries, scores, shares: of `Watch._look`; values: [batch, kv_heads, N, value_dim]. Queries weigh as much as they
+    attend to these tokens.
+    """
+    weights = (shares * left[:, :, None]).sum(dim=-1, keepdim=True)
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-9)
+    theirs = scores.masked_fill(~left[:, :, None], LOWEST)
+    output = (weights * theirs.softmax(dim=-1)).sum(dim=2, keepdim=True) @ values.float()
+    weighted = queries * weights
+    gram = weighted.transpose(2, 3) @ queries
+    was = key.float().transpose(2, 3)
+    miss = weighted.transpose(2, 3) @ theirs.logsumexp(dim=-1, keepdim=True) - gram @ was
+    ridge = _RIDGE * gram.diagonal(dim1=2, dim2=3).sum(dim=-1, keepdim=True).clamp_min(1e-6)
+    step = torch.linalg.solve(gram + torch.diag_embed(ridge.expand(-1, -1, gram.shape[-1])), miss)
+    moved = value.float() + fitted[1] * (output - value.float())
+    return (was + fitted[0] * step).transpose(2, 3).to(key.dtype), moved.to(value.dtype)
+
+
+def missed(observation: Watch, rest: Watch) -> Tensor:
+    """How far the observers are from where a rest looks: KL in nats between their attention to the prompt's own tokens,
+    the mean over layers, heads and rows. Trains the observers.
+    """
+    total = torch.zeros((), device=rest.own.device)
+    for seen, wanted in zip(observation.looks, rest.looks, strict=True):
+        mine, theirs = (looks / looks.sum(dim=-1, keepdim=True).clamp_min(1e-9) for looks in (seen, wanted))
+        total = total + (theirs * (theirs.clamp_min(1e-9).log() - mine.clamp_min(1e-9).log())).sum(dim=-1).mean()
+    return total / len(rest.looks)
 
 
 def check_observable(decoder: Any) -> None:
@@ -155,7 +192,7 @@ def _at(columns: Tensor, tensor: Tensor) -> Tensor:
     return tensor.gather(2, columns[..., None].expand(-1, -1, -1, tensor.shape[3]))
 
 
-_watching: ContextVar[Observation] = ContextVar("watching")
+_watching: ContextVar[Watch] = ContextVar("watching")
 
 
 def _attend(

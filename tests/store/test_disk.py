@@ -110,7 +110,7 @@ def test_the_gist_that_is_put_stays_even_when_its_clock_is_behind(tmp_path: Path
 def test_a_gist_larger_than_the_bound_is_refused_and_nothing_leaves(tmp_path: Path) -> None:
     store = DiskStore(tmp_path, max_bytes=size_of(A))
     store.put(A, "a")
-    with pytest.raises(StoreError, match=r"the store holds .* in all; shorten the gist or raise max_bytes"):
+    with pytest.raises(StoreError, match=r"the store holds .* in all; make gists of fewer tokens or raise max_bytes"):
         store.put(make_gist(3, k=40), "a")
     found = store.get("a")
     assert found is not None and found.id == A.id

@@ -71,7 +71,7 @@ class DiskStore(Store):
         if self.max_bytes is not None and len(data) > self.max_bytes:
             raise StoreError(
                 f"this gist's file has {len(data):,} bytes, the store holds {self.max_bytes:,} in all; "
-                f"shorten the gist or raise max_bytes"
+                f"make gists of fewer tokens or raise max_bytes"
             )
         self._write(self._object(gist.id), data)
         if name is not None:

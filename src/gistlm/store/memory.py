@@ -51,7 +51,7 @@ class MemoryStore(Store):
         if gist.nbytes > self.max_bytes:
             raise StoreError(
                 f"this gist has {gist.nbytes:,} bytes, the store holds {self.max_bytes:,} in all; "
-                f"shorten the gist or raise max_bytes"
+                f"make gists of fewer tokens or raise max_bytes"
             )
         key = gist.id
         with self._lock:

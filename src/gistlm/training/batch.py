@@ -29,6 +29,8 @@ class Batch:
     """[batch]"""
     k: Tensor
     """[batch]: gist tokens that the row's rest may see"""
+    cross_entropy: Tensor
+    """[batch]: weight of the output's cross-entropy, beside what the recipe gives all rows"""
 
     @property
     def tokens(self) -> int:

@@ -32,6 +32,8 @@ class Example:
     rest: list[int]
     """The output included."""
     output_length: int
+    cross_entropy: float = 0.0
+    """Of its `Row`."""
 
     @property
     def tokens(self) -> int:
@@ -100,7 +102,7 @@ class Draws(Sampler[int]):
 def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
     """Ids of a row under a prompt format."""
     output = prompts.output_ids(row.output)
-    return Example(prompts.prompt_ids(row.prompt), prompts.rest_ids(row.input) + output, len(output))
+    return Example(prompts.prompt_ids(row.prompt), prompts.rest_ids(row.input) + output, len(output), row.cross_entropy)
 
 
 class Collator:
@@ -135,4 +137,6 @@ def collate(examples: Sequence[Example], k: Sequence[int], device: torch.device 
     prompts, prompt_parts = left_pad([example.prompt for example in examples], Part.PROMPT, device)
     rests, rest_parts = left_pad([example.rest for example in examples], Part.REST, device)
     output_lengths = torch.tensor([example.output_length for example in examples], device=device)
-    return Batch(prompts, prompt_parts, rests, rest_parts, output_lengths, torch.tensor(list(k), device=device))
+    cross_entropy = torch.tensor([example.cross_entropy for example in examples], device=device)
+    ks = torch.tensor(list(k), device=device)
+    return Batch(prompts, prompt_parts, rests, rest_parts, output_lengths, ks, cross_entropy)

@@ -28,6 +28,7 @@ _WEIGHTS = (
     "cross_entropy_weight",
     "full_prompt_weight",
     "reconstruction_weight",
+    "observation_weight",
 )
 _WHOLE, _SOME = Allowed(int, 1), Allowed(int, 1, optional=True)
 _WEIGHT, _FLAG = Allowed(float, 0), Allowed(bool, optional=True)
@@ -40,7 +41,7 @@ _ALLOWED = {
     **dict.fromkeys(_WEIGHTS, _WEIGHT),
     **dict.fromkeys(("anchored", "opening_visible"), _FLAG),
     "warmup": Allowed(float, 0, 1),
-    **dict.fromkeys(("validation_rows", "kept"), Allowed(int, 0)),
+    **dict.fromkeys(("validation_rows", "kept", "observers"), Allowed(int, 0)),
     "seed": Allowed(int, 0, 2**32 - 1),
 }
 _NUMBERS = [name for name, allowed in _ALLOWED.items() if allowed.kind is float]
@@ -109,6 +110,10 @@ class TrainConfig:
     """paper only: weight of the same loss under the full prompt, so that the model goes on to answer full prompts."""
     reconstruction_weight: float = 0.0
     """frozen only: weight of the cross-entropy of the prompt's first 64 tokens, read out of the gist."""
+    observation_weight: float = 0.0
+    """Where tokens are kept: weight of what the observers miss, the KL of their attention to the rest's own."""
+    observers: int = 0
+    """Where tokens are kept: learned observers, beside the prompt's last tokens and the template (see `observe`)."""
     validation_rows: int = 64
     """Rows held out by prompt, measured at every save."""
     save_every: int = 50
@@ -136,6 +141,8 @@ class TrainConfig:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
             raise InputError("tokens are kept under the frozen recipe only; set kept to 0")
+        if not self.kept and (self.observers or self.observation_weight):
+            raise InputError("observers choose kept tokens; set observers and observation_weight to 0, or keep some")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):
             raise InputError("the frozen recipe needs a lora_rank and trains the condition gist only")
         if self.full_prompt_weight and (self.recipe, self.condition) != (Recipe.PAPER, Condition.GIST):
@@ -183,7 +190,11 @@ class TrainConfig:
     def weights(self) -> Weights:
         """Of the frozen recipe's loss."""
         return Weights(
-            self.distillation_weight, self.input_weight, self.cross_entropy_weight, self.reconstruction_weight
+            self.distillation_weight,
+            self.input_weight,
+            self.cross_entropy_weight,
+            self.reconstruction_weight,
+            self.observation_weight,
         )
 
     @property

@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gistlm.errors import DataError, InputError
 from gistlm.training.limits import Allowed, check_fields
@@ -40,6 +40,9 @@ class DataSource:
     split_long_inputs: bool = False
     """Make a prompt from the leading part of the input where a row has none; else such rows are dropped."""
 
+    cross_entropy_weight: float = 0.0
+    """frozen only: weight of its outputs' cross-entropy beside the recipe's, to answer better than it does."""
+
     def __post_init__(self) -> None:
         check_fields(self, _ALLOWED, "a data source's ")
 
@@ -48,6 +51,7 @@ _ALLOWED = {
     "path": Allowed(str),
     **dict.fromkeys(("limit", "max_chars", "min_output_chars"), Allowed(int, 1, optional=True)),
     "split_long_inputs": Allowed(bool),
+    "cross_entropy_weight": Allowed(float, 0),
 }
 
 
@@ -65,7 +69,7 @@ def load_sources(sources: Sequence[DataSource], seed: int) -> list[Row]:
             raise DataError(f"no row of {source.path} is within max_chars and min_output_chars; loosen them")
         if source.limit is not None and source.limit < len(found):
             found = rng.sample(found, source.limit)
-        rows += found
+        rows += [replace(row, cross_entropy=source.cross_entropy_weight) for row in found]
     if not rows:
         raise InputError("the list of data sources is empty; name at least one file or hf:owner/name")
     rng.shuffle(rows)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -13,6 +15,7 @@ from gistlm.checkpoint import Checkpoint
 from gistlm.columns import KeyValues, join_key_values, key_values_of, left_positions, repeat_key_values
 from gistlm.compress import Encoded, encode_opening, prompt_starts, write_gists
 from gistlm.mask import Condition, Part
+from gistlm.observe import Watch, missed
 from gistlm.training.batch import Batch
 
 
@@ -23,28 +26,39 @@ class DecoderPasses:
         self.checkpoint = checkpoint
         self.opening = encode_opening(checkpoint)
 
-    def full_prompt(self, batch: Batch, last: int) -> tuple[Tensor, Encoded]:
-        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts."""
+    def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Encoded]:
+        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with
+        where the rest looked if it is ``watched``.
+        """
         h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
         parts, positions = (whole[:, h:] for whole in self._layout(batch, 0, Condition.POSITIVE))
         cache = DynamicCache()
-        logits = self.checkpoint.reader(
-            torch.cat([batch.prompts, batch.rests], dim=1),
-            attention_mask=self.checkpoint.architecture.masks(
-                parts, positions, parts.shape[1], self.checkpoint.reader.dtype, Condition.POSITIVE
-            ),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=_predictors(parts.shape[1], last, parts.device),
-        ).logits
+        own = self.checkpoint.may_be_kept(batch.prompt_parts)
+        watch = Watch(batch.prompt_parts != Part.PAD, own, batch.rest_parts != Part.PAD) if watched else None
+        with watch(self.checkpoint.reader.get_decoder()) if watch else nullcontext():
+            logits = self.checkpoint.reader(
+                torch.cat([batch.prompts, batch.rests], dim=1),
+                attention_mask=self.checkpoint.architecture.masks(
+                    parts, positions, parts.shape[1], self.checkpoint.reader.dtype, Condition.POSITIVE
+                ),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=_predictors(parts.shape[1], last, parts.device),
+            ).logits
         prompt = [(keys[:, :, :n], values[:, :, :n]) for keys, values in key_values_of(cache)]
-        return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], positions[:, n - 1] + 1, batch.prompts)
+        gist_start = positions[:, n - 1] + 1
+        return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], gist_start, batch.prompts, watch)
 
-    def write(self, encoded: Encoded, batch: Batch) -> KeyValues:
-        """Keys and values of every row's gist and kept tokens, as many as the row with most has."""
+    def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
+        """Keys and values of every row's gist and kept tokens, as many as the row with most has, and what its observers
+        `missed` if the rest was watched.
+        """
         _, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
-        return write_gists(self.checkpoint, encoded, self._learned(batch), int(kept.max()))
+        gist, observation = write_gists(self.checkpoint, encoded, self._learned(batch), kept)
+        if observation is None or encoded.rest is None:
+            return gist, None
+        return gist, missed(observation, encoded.rest)
 
     def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
         """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""

@@ -28,7 +28,7 @@ class EncoderPasses:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
-    def full_prompt(self, batch: Batch, last: int) -> tuple[Tensor, None]:
+    def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, None]:
         """The positive control: logits [batch, last, vocabulary]; prompts are encoded with their gists, so not here."""
         condition = Condition.POSITIVE
         tokens, rest_parts = _inputs(batch)
@@ -39,9 +39,9 @@ class EncoderPasses:
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last), None
 
-    def write(self, encoded: None, batch: Batch) -> Gists:
-        """Every row's gist of its own number of tokens."""
-        return encode_gists(self.checkpoint, batch.prompts, batch.prompt_parts, batch.k)
+    def write(self, encoded: None, batch: Batch) -> tuple[Gists, None]:
+        """Every row's gist of its own number of tokens; nothing observes an encoder."""
+        return encode_gists(self.checkpoint, batch.prompts, batch.prompt_parts, batch.k), None
 
     def rest(self, batch: Batch, gist: Gists | None, condition: Condition, last: int) -> Tensor:
         """The cached form, over gists or over nothing: logits [batch, last, vocabulary]."""

@@ -26,6 +26,7 @@ from gistlm.checkpoint import Checkpoint
 from gistlm.checkpoint_config import Recipe
 from gistlm.errors import DataError, InputError, ModelError
 from gistlm.files import write_atomically
+from gistlm.initial import Initial, initial_embeddings
 from gistlm.mask import Condition
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
@@ -49,6 +50,7 @@ class Objective(nn.Module):
         self.writer = checkpoint.writer
         self.gist_embeddings = checkpoint.gist_embeddings
         self.fitted = checkpoint.fitted
+        self.observers = checkpoint.observers
         self.passes = passes_of(checkpoint)
         self.base_dtype = checkpoint.reader.dtype
         if config.lora_rank is None:
@@ -90,11 +92,11 @@ class GistTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             options = self.model.options
-            faster = {"gist_embeddings", "fitted"}
-            others = [tensor for name, tensor in self.model.trainable().items() if name not in faster]
+            trained = self.model.trainable()
+            faster = [trained.pop(name) for name in ("gist_embeddings", "fitted", "observers") if name in trained]
             groups = [
-                {"params": others, "lr": options.learning_rate},
-                {"params": [self.model.gist_embeddings, self.model.fitted], "lr": options.gist_learning_rate},
+                {"params": list(trained.values()), "lr": options.learning_rate},
+                {"params": faster, "lr": options.gist_learning_rate},
             ]
             self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
         return self.optimizer
@@ -193,6 +195,10 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
     made.gist_embeddings.data = made.gist_embeddings.data.float()
     made.gist_embeddings.requires_grad_(True)
     made.fitted.requires_grad_(bool(config.kept))
+    if config.observers > len(made.observers):
+        more = initial_embeddings(made.reader, config.observers, config.seed, Initial.WORDS)[len(made.observers) :]
+        made.observers.data = torch.cat([made.observers.data, more.float()])
+    made.observers.requires_grad_(bool(config.observers))
     return made
 
 
@@ -229,7 +235,7 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
         found.writer,
         found.gist_embeddings,
         found.prompts,
-        found.fitted if config.kept and found.config.kept else None,
+        {"fitted": found.fitted, "observers": found.observers} if config.kept and found.config.kept else None,
     )
 
 

@@ -29,11 +29,11 @@ class Passes(Protocol):
 
     checkpoint: Checkpoint
 
-    def full_prompt(self, batch: Batch, last: int) -> tuple[Tensor, Any]:
-        """Under the full prompt, and the encoded prompts."""
+    def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Any]:
+        """Under the full prompt, and the encoded prompts, with where the rest looked if it is ``watched``."""
 
-    def write(self, encoded: Any, batch: Batch) -> Any:
-        """Gists from encoded prompts."""
+    def write(self, encoded: Any, batch: Batch) -> tuple[Any, Tensor | None]:
+        """Gists from encoded prompts, and what their observers missed if the rest was watched."""
 
     def rest(self, batch: Batch, gist: Any, condition: Condition, last: int) -> Tensor:
         """Over gists, or over nothing where ``gist`` is None."""
@@ -67,6 +67,9 @@ class Weights:
     reconstruction: float = 0.0
     """Of the cross-entropy of the prompt itself, read out of the gist."""
 
+    observation: float = 0.0
+    """Of what the observers of kept tokens miss (see `observe.missed`)."""
+
     @property
     def train_something(self) -> bool:
         """Whether there is a loss at all."""
@@ -78,16 +81,17 @@ def frozen_loss(passes: Passes, batch: Batch, share: Weights) -> Tensor:
     targets, weights = batch.targets(share.input)
     last = targets.shape[1]
     with torch.no_grad():
-        teacher, encoded = passes.full_prompt(batch, last)
-    gist = passes.write(encoded, batch)
+        teacher, encoded = passes.full_prompt(batch, last, share.observation > 0)
+    gist, missed = passes.write(encoded, batch)
     student = passes.rest(batch, gist, Condition.GIST, last)
-    loss = torch.zeros((), device=student.device)
+    loss = torch.zeros((), device=student.device) if missed is None else share.observation * missed
     if share.distillation:
-        loss = share.distillation * weighted_mean(divergence(teacher, student, weights), weights)
-    if share.cross_entropy:
-        targets, outputs = batch.targets(0.0)
-        answer = student[:, -targets.shape[1] :]
-        loss = loss + share.cross_entropy * weighted_mean(cross_entropy(answer, targets, outputs), outputs)
+        loss = loss + share.distillation * weighted_mean(divergence(teacher, student, weights), weights)
+    targets, outputs = batch.targets(0.0)
+    own = (share.cross_entropy + batch.cross_entropy)[:, None].expand_as(outputs)[outputs > 0]
+    if own.any():
+        own = own * cross_entropy(student[:, -targets.shape[1] :], targets, outputs)
+    loss = loss + weighted_mean(own, outputs)  # always: processes whose rows have no such weight take part in the mean
     if share.reconstruction:
         repeated = repeat_prompts(passes.checkpoint, batch)
         targets, weights = repeated.targets(0.0)

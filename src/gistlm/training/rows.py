@@ -57,6 +57,8 @@ class Row:
     prompt: str
     input: str
     output: str
+    cross_entropy: float = 0.0
+    """Weight of the output's cross-entropy in training, beside what the recipe gives all rows."""
 
 
 def read_rows(source: str, *, limit: int | None = None, split_long_inputs: bool = False, seed: int = 0) -> list[Row]:
@@ -205,7 +207,8 @@ def _rows_of(record: object, where: str) -> list[Row]:
         return [Row(prompt, _text(item, "input", where), _text(item, "output", where)) for item in instances]
     for prompt_key in ("prompt", "instruction"):
         if {prompt_key, "output"} <= keys:
-            return [Row(*(_text(fields, key, where) for key in (prompt_key, "input", "output")))]
+            prompt, given, output = (_text(fields, key, where) for key in (prompt_key, "input", "output"))
+            return [Row(prompt, given, output)]
     found = ", ".join(str(key)[:40] for key in list(keys)[:10]) or "none"
     raise DataError(
         f"{where} has no known set of keys (found: {found}); allowed are prompt or instruction with output, "

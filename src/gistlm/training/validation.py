@@ -104,7 +104,7 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
         add("full", "nll", cross_entropy(full, targets, weights))
         for k in [0, *ks]:
             batch.k = torch.full_like(batch.k, k)
-            gist = passes.write(encoded, batch) if k else None
+            gist = passes.write(encoded, batch)[0] if k else None
             condition = Condition.GIST if k else Condition.NEGATIVE
             logits = passes.rest(batch, gist, condition, targets.shape[1])
             name = f"k={k}" if k else "none"
