@@ -118,6 +118,39 @@ def test_training_with_kept_tokens_goes_on_from_learned_ones(base: str, tmp_path
         create_checkpoint(parse_config({**second, "max_k": 12}))
 
 
+def test_learned_observers_come_to_look_where_the_rest_does(base: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {word} and {place}", "input": "hm", "output": word} for place, word in enumerate("abcdef")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {
+        "base": base, "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 25, "batch_size": 6, "lora_rank": 4,
+        "validation_rows": 0, "device": "cpu", "max_k": 4, "kept": 3, "learning_rate": 1e-2, "fixed_k": 2,
+        "distillation_weight": 0.0, "observation_weight": 1.0, "output": str(tmp_path / "out"), "save_every": 25,
+    }  # fmt: skip
+    untrained = create_checkpoint(parse_config({**options, "observers": 3}))
+    made = Checkpoint.load(train(parse_config({**options, "observers": 3})), device="cpu")
+    assert made.observers.shape == untrained.observers.shape == (3, made.gist_embeddings.shape[1])
+    assert not torch.equal(made.observers, untrained.observers.to(made.observers.dtype))
+    figures = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert figures["losses"][-1] < 0.8 * figures["losses"][0]
+    more = {**options, "start": str(tmp_path / "out"), "observers": 4, "output": str(tmp_path / "more")}
+    going_on = create_checkpoint(parse_config(more)).observers
+    assert len(going_on) == 4 and torch.equal(going_on[:3], made.observers)
+
+
+def test_a_source_s_own_weight_counts_the_cross_entropy_of_its_rows_alone(checkpoint: Checkpoint) -> None:
+    batch, passes = batch_of(checkpoint, ["it is red", "say only green"]), passes_of(checkpoint)
+
+    def loss(*own: float) -> float:
+        batch.cross_entropy = torch.tensor(own)
+        return frozen_loss(passes, batch, Weights(distillation=0.0)).item()
+
+    assert loss(0.0, 0.0) == 0
+    assert loss(0.5, 0.0) + loss(0.0, 1.0) == pytest.approx(loss(0.5, 1.0), rel=1e-5)
+    batch.cross_entropy = torch.zeros(2)
+    everywhere = frozen_loss(passes, batch, Weights(distillation=0.0, cross_entropy=2.0)).item()
+    assert loss(2.0, 2.0) == pytest.approx(everywhere, rel=1e-5)
+
+
 def test_a_recipe_chooses_start_and_opening(base: str) -> None:
     options = {"base": base, "output": "out", "data": [{"path": "rows"}], "device": "cpu", "max_k": 2, "lora_rank": 4}
     default = create_checkpoint(parse_config(options))

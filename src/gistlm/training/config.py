@@ -141,6 +141,8 @@ class TrainConfig:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
             raise InputError("tokens are kept under the frozen recipe only; set kept to 0")
+        if self.recipe != Recipe.FROZEN and any(source.cross_entropy_weight for source in self.data):
+            raise InputError("a source's cross_entropy_weight is for the frozen recipe; paper's loss is cross-entropy")
         if not self.kept and (self.observers or self.observation_weight):
             raise InputError("observers choose kept tokens; set observers and observation_weight to 0, or keep some")
         if self.recipe == Recipe.FROZEN and (self.lora_rank is None or self.condition != Condition.GIST):

@@ -73,7 +73,7 @@ class Weights:
     @property
     def train_something(self) -> bool:
         """Whether there is a loss at all."""
-        return any((self.distillation, self.cross_entropy, self.reconstruction))
+        return any((self.distillation, self.cross_entropy, self.reconstruction, self.observation))
 
 
 def frozen_loss(passes: Passes, batch: Batch, share: Weights) -> Tensor:
