@@ -20,7 +20,7 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
-from gistlm.observe import READ_AGAIN, Observation, Watch, check_observable, fit, missed
+from gistlm.observe import READ_AGAIN, Look, Observation, Watch, check_observable, fit, missed
 
 KEEPING = tiny_checkpoint(max_k=64, kept=60, anchored=True)
 LEARNED = 4
@@ -191,7 +191,7 @@ def test_fitting_can_be_learned_by_the_observers_too() -> None:
     keys, own = torch.randn(2, 1, 5, 4), torch.ones(2, 1, 5, dtype=torch.bool)
     shares = torch.full((2,), 0.5, requires_grad=True)
     scores = made["q"] @ keys.transpose(2, 3)
-    sides = fit(made["key"], made["value"], shares, made["q"], scores, scores.softmax(-1), keys, own)
+    sides = fit((made["key"], made["value"]), shares, Look(made["q"], scores, scores.softmax(-1)), keys, own)
     (sides[0].square().sum() + sides[1].square().sum()).backward()
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (*made.values(), shares))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ LOWEST = torch.finfo(torch.float32).min
 
 class PassIsOver(Exception):
     """Ends a pass of which no more is needed."""
+
+
+class Look(NamedTuple):
+    """What one layer's observers ask of a prompt; Q: all queries of a key/value head's group."""
+
+    queries: Tensor
+    """[batch, kv_heads, Q, head_dim], times the attention's scaling"""
+    scores: Tensor
+    """[batch, kv_heads, Q, N]: of every column, before softmax"""
+    shares: Tensor
+    """[batch, kv_heads, Q, N]: attention to the prompt's own tokens, among all of the prompt; zero for padding"""
 
 
 class Watch:
@@ -73,10 +84,7 @@ class Watch:
         """One layer: query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, columns, dim]."""
         self._look(query, key, scaling)
 
-    def _look(self, query: Tensor, key: Tensor, scaling: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The observers' queries times the scaling, [batch, kv_heads, Q, head_dim] for all of a head's group, their
-        scores [batch, kv_heads, Q, N], and their attention to the prompt's own tokens, zero for padding.
-        """
+    def _look(self, query: Tensor, key: Tensor, scaling: float | None) -> Look:
         batch, kv_heads, _, size = key.shape
         width, n = self.observers.shape[1], self.prompt.shape[1]
         queries = query[:, :, query.shape[2] - width :].reshape(batch, kv_heads, -1, size).float()
@@ -85,7 +93,7 @@ class Watch:
         shares = scores.masked_fill(~self.prompt[:, None, None], LOWEST).softmax(dim=-1) * self.own[:, None, None]
         shares = shares * self.observers.repeat(1, queries.shape[2] // width)[:, None, :, None]
         self.looks.append(shares.sum(dim=2))
-        return queries, scores, shares
+        return Look(queries, scores, shares)
 
 
 class Observation(Watch):
@@ -108,17 +116,15 @@ class Observation(Watch):
 
     def see(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         """As above; the pass is over at the last layer."""
-        queries, scores, shares = self._look(query, key, scaling)
+        look = self._look(query, key, scaling)
         ranked = self.looks[-1].masked_fill(~self.own[:, None], -1).sort(dim=-1, descending=True, stable=True).indices
         ranked = ranked[..., : int(self.kept.max())]
         n = self.prompt.shape[1]
         columns = [side[:, :, n : n + self.learned] for side in (key, value)]
         if self.learned:
             left = self._left(ranked)
-            layer = self.fitted[len(self.gists)]
-            first = fit(
-                columns[0][:, :, :1], columns[1][:, :, :1], layer, queries, scores, shares, value[:, :, :n], left
-            )
+            made = [side[:, :, :1] for side in columns]
+            first = fit((made[0], made[1]), self.fitted[len(self.gists)], look, value[:, :, :n], left)
             columns = [torch.cat([one, side[:, :, 1:]], dim=2) for one, side in zip(first, columns, strict=True)]
         keys, values = (
             torch.cat([made, _at(ranked, side)], dim=2) for made, side in zip(columns, (key, value), strict=True)
@@ -137,22 +143,16 @@ class Observation(Watch):
 
 
 def fit(
-    key: Tensor,
-    value: Tensor,
-    fitted: Tensor,
-    queries: Tensor,
-    scores: Tensor,
-    shares: Tensor,
-    values: Tensor,
-    left: Tensor,
+    column: tuple[Tensor, Tensor], fitted: Tensor, look: Look, values: Tensor, left: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One token's key and value [batch, kv_heads, 1, dim], moved by the shares ``fitted`` [2] towards those that stand
     for the tokens ``left``, bool [batch, kv_heads, N]: whose score is for every query the log of the sum of theirs
-    (ridge regression that starts from ``key``), and whose value is what attention to them gives (the mean).
+    (ridge regression that starts from the key), and whose value is what attention to them gives (the mean).
 
-    queries, scores, shares: of `Watch._look`; values: [batch, kv_heads, N, value_dim]. Queries weigh as much as they
-    attend to these tokens.
+    values: of the prompt [batch, kv_heads, N, value_dim]. Queries weigh as much as they attend to these tokens.
     """
+    key, value = column
+    queries, scores, shares = look
     weights = (shares * left[:, :, None]).sum(dim=-1, keepdim=True)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-9)
     theirs = scores.masked_fill(~left[:, :, None], LOWEST)
