@@ -40,12 +40,9 @@ def quality() -> str:
     found, answers = read("eval-alpaca-unseen"), read("eval-alpaca-unseen-answers")
     own = {condition["k"]: condition for condition in answers["conditions"] if condition["name"] == "gist"}
     rows = []
-    for k in found["settings"]["k"]:
-        same = [condition for condition in found["conditions"] if condition["k"] == k]
-        gist = next(condition for condition in same if condition["name"] == "gist")
-        rival = max((c for c in same if c["name"] != "gist"), key=lambda c: c["metrics"]["kl"]["gap_closed"])
-        cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[k], "answer_kl")]
-        rows.append([f"{k} token{'s' * (k > 1)}", f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
+    for gist, rival in gists_and_rivals(found):
+        cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[gist["k"]], "answer_kl")]
+        rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
     head = [
         "gist of at most",
         "compression",
@@ -55,6 +52,33 @@ def quality() -> str:
         "best baseline of equal bytes (divergence, references)",
     ]
     return f"{table(head, rows)}\n\nOn references: {data_line(found)} On answers: {data_line(answers)}"
+
+
+def system_prompts() -> str:
+    """The same on long system prompts, without answers."""
+    found = read("eval-system-prompts")
+    rows = [
+        [tokens(gist), f"{gist['compression']:.1f}x", gap(gist, "nll"), gap(gist, "kl"), rival_cell(rival)]
+        for gist, rival in gists_and_rivals(found)
+    ]
+    head = ["gist of at most", "compression", "likelihood of the answers", "divergence", "best baseline of equal bytes"]
+    return f"{table(head, rows)}\n\n{data_line(found)}"
+
+
+def gists_and_rivals(found: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The gist of each k, and the baseline of as many bytes that is nearest to the full prompt's model."""
+    pairs = []
+    for k in found["settings"]["k"]:
+        same = [condition for condition in found["conditions"] if condition["k"] == k]
+        gist = next(condition for condition in same if condition["name"] == "gist")
+        rivals = [condition for condition in same if condition["name"] != "gist"]
+        pairs.append((gist, max(rivals, key=lambda rival: rival["metrics"]["kl"]["gap_closed"])))
+    return pairs
+
+
+def tokens(gist: dict[str, Any]) -> str:
+    """How many it has at most."""
+    return f"{gist['k']} token{'s' * (gist['k'] > 1)}"
 
 
 def retention() -> str:
@@ -161,7 +185,7 @@ def run_line(run: dict[str, Any]) -> str:
     return f"`{run['command']}`, {run['date']}, {machine['cpu']}, {machine['threads']} threads."
 
 
-FIGURES = {"quality": quality, "retention": retention, "cost": cost, "rules": rules}
+FIGURES = {"quality": quality, "system-prompts": system_prompts, "retention": retention, "cost": cost, "rules": rules}
 
 if __name__ == "__main__":
     main()

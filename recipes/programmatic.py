@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -876,18 +876,20 @@ def run(options: argparse.Namespace) -> None:
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     lines = []
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        for kind, row in bar.track(write_rows(material, options.rows, options.seed), options.rows):
+        for kind, row in bar.track(write_rows(material, options.rows, options.seed, options.kinds), options.rows):
             record = {"instruction": row.prompt, "input": row.input, "output": row.output, "kind": kind}
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_atomically(options.out, "".join(lines).encode())
 
 
-def write_rows(material: Material, count: int, seed: int) -> Iterator[tuple[str, Row]]:
+def write_rows(
+    material: Material, count: int, seed: int, kinds: Sequence[str] = tuple(KINDS)
+) -> Iterator[tuple[str, Row]]:
     """(kind, row) of each row, the kinds in turn; no prompt, normalised, comes twice."""
     seen: set[str] = set()
-    draws = {kind: Random(f"{seed} {kind}") for kind in KINDS}
+    draws = {kind: Random(f"{seed} {kind}") for kind in kinds}
     for place in range(count):
-        kind = list(KINDS)[place % len(KINDS)]
+        kind = kinds[place % len(kinds)]
         for _ in range(ATTEMPTS):
             row = KINDS[kind](draws[kind], material)
             prompt = normalise(row.prompt)
@@ -944,6 +946,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--texts", required=True, help="rows whose inputs hold passages, such as T0's")
     parser.add_argument("--tasks", required=True, help="rows of instruction, input, output that people wrote")
     parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of rows; all by default")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -63,8 +63,8 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 
 KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
-itself: those that the prompt's last tokens, read once more, and the template behind the prompt look at. The learned
-token is fitted to what these see, by shares that were trained. A prompt of at most k tokens is kept whole."""
+itself with the help of learned observers, taught to look where the rest of a request looks. The learned token is fitted
+to stand for all others, by shares that were trained. A prompt of at most k tokens is kept whole."""
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.
 Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the

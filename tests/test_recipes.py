@@ -71,6 +71,11 @@ def rows(recipe: ModuleType, material: object) -> list[tuple[str, object]]:
     return list(recipe.write_rows(material, 400, 0))
 
 
+def test_one_kind_can_be_had_alone(recipe: ModuleType, material: object, rows: list) -> None:
+    alone = list(recipe.write_rows(material, 20, 0, ["system"]))
+    assert alone == [row for row in rows if row[0] == "system"][:20]
+
+
 def test_kinds_are_mixed_evenly_and_no_prompt_comes_twice(rows: list) -> None:
     assert Counter(kind for kind, _ in rows) == dict.fromkeys(KINDS, 80)
     assert len({normalise(row.prompt) for _, row in rows}) == 400
