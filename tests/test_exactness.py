@@ -125,11 +125,11 @@ class OnePass:
 
     @torch.no_grad()
     def most_looked_at(self, row: OneRow) -> list[list[list[int]]]:
-        """By layer and head, the places of kept tokens: where the observers look, the prompt's last 8 tokens and the
-        template of an empty input, read as gist tokens behind the gist, and the learned observers behind these. Heads
-        that share keys agree.
+        """By layer and head, the places of kept tokens: where the observers look, read as gist tokens behind the gist:
+        the prompt's last 8 tokens, and learned observers or else the template of an empty input. Heads that share keys
+        agree.
         """
-        again = row.prompt[row.template :][-8:] + self.observing
+        again = row.prompt[row.template :][-8:] + ([] if len(self.observers) else self.observing)
         n, width = len(row.prompt), len(row.prompt) + row.k + len(again) + len(self.observers)
         embeddings = torch.cat([self._embed(OneRow([], row.prompt, row.k, again, 0, 0)), self.observers])[None]
         self.gist_columns = (torch.arange(width) >= n).float()[None, :, None]

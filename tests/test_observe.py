@@ -206,7 +206,7 @@ def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:
     assert float(missed(observation, rest)) == pytest.approx(expected / 2, abs=1e-6)
 
 
-def test_observers_are_a_prompts_last_tokens_and_the_template_of_an_empty_input() -> None:
+def test_observers_are_a_prompts_last_tokens_and_learned_ones_or_the_template_of_an_empty_input() -> None:
     assert READ_AGAIN == 8
     ids: list[list[int]] = []
     embed = KEEPING.reader.get_input_embeddings()
@@ -214,7 +214,15 @@ def test_observers_are_a_prompts_last_tokens_and_the_template_of_an_empty_input(
     hook = embed.register_forward_hook(lambda _, inputs, __: ids.append(inputs[0][0].tolist()))
     compress(KEEPING, [prompt], 9)
     hook.remove()
-    assert KEEPING.prompts.prompt_ids(prompt)[-8:] + KEEPING.prompts.rest_ids("") in ids
+    last = KEEPING.prompts.prompt_ids(prompt)[-8:]
+    assert last in ids
+    taught = tiny_checkpoint(max_k=64, kept=60, anchored=True)
+    taught.observers.data = embed(torch.tensor(KEEPING.prompts.rest_ids(""))).detach()
+    one, other = compress(KEEPING, [prompt], 9)[0], compress(taught, [prompt], 9)[0]
+    for tensor, same in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+        torch.testing.assert_close(tensor, same)
+    taught.observers.data = taught.observers.data[:1]
+    assert not torch.equal(compress(taught, [prompt], 9)[0].keys[1], other.keys[1])
 
 
 def test_a_model_whose_attention_cannot_be_watched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

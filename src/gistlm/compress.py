@@ -55,8 +55,8 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
     behind = k
     if checkpoint.config.kept:
-        observers = READ_AGAIN + len(checkpoint.prompts.rest_ids("")) + len(checkpoint.observers)
-        behind = max(k, checkpoint.learned + observers)
+        standing = len(checkpoint.observers) or len(checkpoint.prompts.rest_ids(""))
+        behind = max(k, checkpoint.learned + READ_AGAIN + standing)
     limit = checkpoint.architecture.context - behind - 1
     for row in ids:
         if len(row) > limit:
@@ -182,12 +182,17 @@ def _behind(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learne
     parts = torch.full((len(tokens), learned), int(Part.GIST), device=tokens.device)
     if not checkpoint.config.kept:
         return inputs, parts
-    template = torch.tensor(checkpoint.prompts.rest_ids(""), device=tokens.device).expand(len(tokens), -1)
-    texts = checkpoint.reader.get_input_embeddings()(torch.cat([tokens[:, -READ_AGAIN:], template], dim=1))
-    own = checkpoint.observers.to(texts.dtype).expand(len(tokens), -1, -1)
+    embed = checkpoint.reader.get_input_embeddings()
+    if len(checkpoint.observers):
+        standing = checkpoint.observers.to(inputs.dtype)
+    else:
+        standing = embed(torch.tensor(checkpoint.prompts.rest_ids(""), device=tokens.device))
     again = torch.where(checkpoint.is_own(prompt_parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
-    shown = torch.full((len(tokens), template.shape[1] + own.shape[1]), int(Part.GIST), device=tokens.device)
-    return torch.cat([inputs, texts, own], dim=1), torch.cat([parts, again, shown], dim=1)
+    shown = torch.full((len(tokens), len(standing)), int(Part.GIST), device=tokens.device)
+    return (
+        torch.cat([inputs, embed(tokens[:, -READ_AGAIN:]), standing.expand(len(tokens), -1, -1)], dim=1),
+        torch.cat([parts, again, shown], dim=1),
+    )
 
 
 def _written(

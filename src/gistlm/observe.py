@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gistlm.errors import UnsupportedModelError
 
 READ_AGAIN = 8
-"""Most of a prompt's tokens that are read once more as observers; the rest's template without an input follows them."""
+"""Most of a prompt's tokens that are read once more as observers."""
 _RIDGE = 0.05
 """Of the fitted key, beside the mean square of the observers' queries."""
 _NAME = "gistlm_observed"

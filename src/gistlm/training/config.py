@@ -113,7 +113,7 @@ class TrainConfig:
     observation_weight: float = 0.0
     """Where tokens are kept: weight of what the observers miss, the KL of their attention to the rest's own."""
     observers: int = 0
-    """Where tokens are kept: learned observers, beside the prompt's last tokens and the template (see `observe`)."""
+    """Where tokens are kept: learned observers, beside the prompt's last tokens (see `observe`)."""
     validation_rows: int = 64
     """Rows held out by prompt, measured at every save."""
     save_every: int = 50
