@@ -77,7 +77,7 @@ class Checkpoint:
         no tokens are kept"""
         hidden = int(gist_embeddings.shape[1])
         observers = found.get("observers", torch.zeros(0, hidden))
-        self.observers = _parameter("observers", observers, (len(observers), hidden), device)
+        self.observers = _parameter("observers", observers, (*observers.shape[:1], hidden), device)
         """[observers, hidden]: embeddings of learned observers (see `observe`)"""
 
     @property
