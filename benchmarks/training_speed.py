@@ -36,6 +36,7 @@ from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import DataSource, load_sources
+from gistlm.training.memory import keep_freed_memory
 
 Fields = dict[str, Tensor]
 """Of one `gistlm.training.batch.Batch`."""
@@ -113,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     config = settings.config(options.dtype)
     torch.set_num_threads(options.threads)
-    loop.keep_freed_memory()
+    keep_freed_memory()
     with Console(stderr=True).status("Loading a model for every condition ..."):
         objectives = {name: create(config, CONDITIONS[name]) for name in CONDITIONS}
         if settings.max_k > 1:

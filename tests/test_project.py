@@ -56,9 +56,9 @@ def test_setup_says_which_python_it_needs_before_it_does_anything(tmp_path: Path
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\n', encoding="utf-8")  # fails at all else
     old.chmod(0o755)
     given = f"./{python}" if python else ""
-    result = subprocess.run(
-        ["make", "setup", f"PYTHON={given}"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
-    )
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    command = ["make", "setup", f"PYTHON={given}"]
+    result = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode != 0 and result.stdout == ""
     assert result.stderr.startswith("setup: needs Python 3.11 or newer with venv; found ")
     assert found in result.stderr.splitlines()[0]

@@ -53,11 +53,9 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     """
     check_k(k, checkpoint.max_k)
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
-    behind = k
-    if checkpoint.config.kept:
-        standing = len(checkpoint.observers) or len(checkpoint.prompts.rest_ids(""))
-        behind = max(k, checkpoint.learned + READ_AGAIN + standing)
-    limit = checkpoint.architecture.context - behind - 1
+    standing = len(checkpoint.observers) or len(checkpoint.prompts.rest_ids(""))
+    behind = checkpoint.learned + READ_AGAIN + standing if checkpoint.config.kept else 0
+    limit = checkpoint.architecture.context - max(k, behind) - 1
     for row in ids:
         if len(row) > limit:
             raise PromptTooLongError(len(row), limit)
@@ -183,9 +181,8 @@ def _behind(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learne
     if not checkpoint.config.kept:
         return inputs, parts
     embed = checkpoint.reader.get_input_embeddings()
-    if len(checkpoint.observers):
-        standing = checkpoint.observers.to(inputs.dtype)
-    else:
+    standing = checkpoint.observers.to(inputs.dtype)
+    if not len(standing):
         standing = embed(torch.tensor(checkpoint.prompts.rest_ids(""), device=tokens.device))
     again = torch.where(checkpoint.is_own(prompt_parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
     shown = torch.full((len(tokens), len(standing)), int(Part.GIST), device=tokens.device)

@@ -7,11 +7,8 @@ the main one writes.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import hold_out, load_sources, without
+from gistlm.training.memory import keep_freed_memory
 from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.rows import read_rows
 from gistlm.training.saves import STATE, check_same_run, last_save, read_weights, step_of, write_weights
@@ -165,17 +163,6 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         _finish(trainer, measure, left_out)
     trainer.accelerator.wait_for_everyone()
     return output
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large buffers for reuse: giving them back and faulting them in again costs a fifth of a step."""
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        for option, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 28)):
-            libc.mallopt(option, value)
 
 
 def create_checkpoint(config: TrainConfig) -> Checkpoint:
