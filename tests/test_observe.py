@@ -21,6 +21,9 @@ from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
 from gistlm.observe import READ_AGAIN, Look, Observation, Watch, check_observable, fit, missed
+from gistlm.training.batches import collate, tokenize
+from gistlm.training.objectives import passes_of
+from gistlm.training.rows import Row
 
 KEEPING = tiny_checkpoint(max_k=64, kept=60, anchored=True)
 LEARNED = 4
@@ -184,6 +187,36 @@ def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer()
     own = cache[1][1]
     assert bool((other_values[1, :, 0] <= own.amax(dim=1) + 1e-5).all())
     assert bool((other_values[1, :, 0] >= own.amin(dim=1) - 1e-5).all())
+
+
+def test_the_first_of_several_learned_tokens_are_a_gist_where_nothing_is_kept() -> None:
+    """They are fitted by observers that see all learned tokens, whatever k."""
+    prompts = [random_text(torch.Generator().manual_seed(length), length) for length in (40, 70)]
+    for longest in compress(KEEPING, prompts, LEARNED):
+        assert longest.nested and not longest.provenance.kept
+    for j in range(1, LEARNED + 1):
+        for longest, short in zip(compress(KEEPING, prompts, LEARNED), compress(KEEPING, prompts, j), strict=True):
+            cut = longest.shorten(j)
+            assert cut.provenance == short.provenance
+            for one, other in zip((*cut.keys, *cut.values), (*short.keys, *short.values), strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_training_fits_a_row_s_gist_as_compression_does_whatever_its_batch() -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = [Row(random_text(generator, n), "what?", random_text(generator, 7)) for n in (4, 30, 90)]
+    sizes = [8, 2, 14]
+    batch = collate([tokenize(row, KEEPING.prompts) for row in rows], sizes)
+    passes = passes_of(KEEPING)
+    with torch.no_grad():
+        _, encoded = passes.full_prompt(batch, 3)
+        written, _ = passes.write(encoded, batch)
+    for row, (text, k) in enumerate(zip(rows, sizes, strict=True)):
+        (gist,) = compress(KEEPING, [text.prompt], k)
+        first = LEARNED if gist.whole else 0
+        for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):
+            for made, own in ((keys, key), (values, value)):
+                torch.testing.assert_close(made[row, :, first : first + gist.k], own, atol=1e-5, rtol=0)
 
 
 def test_fitting_can_be_learned_by_the_observers_too() -> None:

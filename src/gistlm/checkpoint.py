@@ -90,6 +90,10 @@ class Checkpoint:
         """The most gist tokens that are learned; what a gist has beyond them are kept tokens of the prompt."""
         return int(self.gist_embeddings.shape[0])
 
+    def learned_columns(self, k: int) -> int:
+        """Learned gist tokens that are run for gists of at most k: all where observers stand behind and see them."""
+        return self.learned if self.config.kept else min(k, self.learned)
+
     @property
     def opening_tokens(self) -> int:
         """Opening tokens that stay visible to the rest."""

@@ -64,7 +64,7 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     states: Tensor | None = None
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
     learned, kept = checkpoint.held(parts, torch.full_like(parts[:, 0], k))
-    most = min(k, checkpoint.learned)
+    most = checkpoint.learned_columns(k)
     with torch.inference_mode():
         if checkpoint.architecture.encodes:
             key_values, states = encode_gists(checkpoint, tokens, parts, k)
@@ -274,7 +274,7 @@ def gist_start(checkpoint: Checkpoint, gist: Gist) -> int:
 
 def _held(layers: KeyValues, width: int, learned: int, kept: int) -> KeyValues:
     """A row's own columns of [kv_heads, width + most kept, head_dim]: a prompt that is kept whole has none learned."""
-    columns = slice(width - learned, width + kept)
+    columns = slice(learned + kept) if learned else slice(width, width + kept)
     # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
     # from inference mode, so that a gist can be trained on
     return [(keys[:, columns].clone(), values[:, columns].clone()) for keys, values in layers]

@@ -104,8 +104,8 @@ class DecoderPasses:
         return logits
 
     def _learned(self, batch: Batch) -> int:
-        """Columns of learned gist tokens, as many as the row with most has."""
-        return min(int(batch.k.max()), self.checkpoint.learned)
+        """Columns of learned gist tokens."""
+        return self.checkpoint.learned_columns(int(batch.k.max()))
 
     def _layout(self, batch: Batch, k: int, condition: Condition) -> tuple[Tensor, Tensor]:
         """Parts and positions [batch, h + N + k + R] of opening, prompt, gist and rest.
