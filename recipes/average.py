@@ -14,12 +14,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
+from gistlm.checkpoint import ADAPTER, ADAPTER_WEIGHTS, EMBEDDINGS
+from gistlm.checkpoint_config import CONFIG
 from gistlm.files import write_atomically
 
 FIGURES = "training.json"
@@ -38,13 +40,36 @@ def main() -> None:
         sys.exit(f"average.py: --share must be from 0 to 1, got {options.share}")
     if options.out.exists():
         sys.exit(f"average.py: {options.out} exists; name a new folder")
+    check_make(options.first, options.second)
+    figures = read_json(options.second / FIGURES)
     mixed = {name: mix(options.first / name, options.second / name, options.share) for name in WEIGHTS}
     shutil.copytree(options.second, options.out, ignore=shutil.ignore_patterns("run"))
     for name, tensors in mixed.items():
         save_file(tensors, options.out / name, {"format": "pt"})
-    figures = json.loads((options.second / FIGURES).read_text(encoding="utf-8"))
     figures["averaged"] = {"with": str(options.first), "share": options.share}
     write_atomically(options.out / FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+def check_make(first: Path, second: Path) -> None:
+    """End unless both have one base, one prompt format and one kind of adapter; names and kept tokens may differ."""
+    for name, apart in ((CONFIG, ("name", "kept")), (ADAPTER, ("target_modules",))):
+        one, other = (
+            {key: value for key, value in read_json(folder / name).items() if key not in apart}
+            for folder in (first, second)
+        )
+        if misfits := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):
+            sys.exit(f"average.py: {first} and {second} differ in {misfits[0]!r} of {name}; they must be of one make")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint's folder."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"average.py: {path} cannot be read: {error}")
+    if not isinstance(found, dict):
+        sys.exit(f"average.py: {path} holds no JSON object")
+    return found
 
 
 def mix(first: Path, second: Path, share: float) -> dict[str, Tensor]:

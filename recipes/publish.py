@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ One checkpoint serves every k from 1 to {max_k}.
 ## Training
 
 {runs}
-{remark}The loss is the KL divergence to the same model with the
+The loss is the KL divergence to the same model with the
 full prompt, on the outputs' tokens, and what a recipe adds to it. Data: T0's training tasks and the self-instruct seed
 tasks (both Apache-2.0), rows that the base model wrote itself, rows that a program wrote, and rows of the retention
 probe's kinds from words that no probe has; the recipe names the commands. {left_out} rows that were in or near the
-evaluation data were left out. Base weights unchanged after training: {unchanged}. docs/experiments.md says what was
-tried on the way.
+evaluation data were left out of the last part. Base weights unchanged after it: {unchanged}. docs/experiments.md
+says what was tried on the way.
 
 ## How much of the prompt it keeps
 
@@ -104,7 +105,7 @@ def main() -> None:
     training = json.loads((options.run / "training.json").read_text(encoding="utf-8"))
     runs = [*earlier, one_run(options.recipe, training)]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
-    text = card(runs, training, config["kept"], options.remark, found, answers, probe)
+    text = card([*runs, options.remark] if options.remark else runs, training, config["kept"], found, answers, probe)
     (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -112,12 +113,11 @@ def card(
     runs: list[str],
     training: dict[str, Any],
     kept: int,
-    remark: str,
     found: dict[str, Any],
     answers: dict[str, Any],
     probe: dict[str, Any],
 ) -> str:
-    """The model card's text; ``runs`` tell of one training after the other, ``training`` has the last one's figures."""
+    """The model card's text; ``runs`` tell of one training after the other, a remark may end them, and ``training`` has
     own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
     for condition in found["conditions"]:
         condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
@@ -134,7 +134,6 @@ def card(
         kept=KEPT.format(kept=kept) if kept else "",
         max_k=learned + kept,
         runs="\n".join(runs),
-        remark=f"{remark}\n" if remark else "",
         left_out=training["rows_left_out"],
         unchanged="yes, every byte" if training["base_unchanged"] else "NO",
         data=found["data"]["name"],
@@ -155,7 +154,8 @@ def card(
 
 def runs_of(card: str) -> list[str]:
     """What an earlier card says of its runs, as `one_run` wrote it."""
-    return re.findall(r"^Recipe `[^\n]*\n[^\n]*$", card, re.MULTILINE)
+    found = re.findall(r"^Recipe `[^\n]*\n[^\n]*$", card, re.MULTILINE)
+    return found or sys.exit("publish.py: the card of --started-from names no recipe; give one that this program wrote")
 
 
 def one_run(recipe: Path, training: dict[str, Any]) -> str:

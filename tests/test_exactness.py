@@ -373,9 +373,9 @@ def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(
     learned = 6 if not kept else 3
     gists = model.compress(prompts, 6)
     with torch.no_grad():
-        kept = torch.tensor([gist.provenance.kept for gist in gists])
+        of_each = torch.tensor([gist.provenance.kept for gist in gists])
         encoded = encode_prompts(model.checkpoint, ids, torch.tensor([gist.whole for gist in gists]))
-        written, _ = write_gists(model.checkpoint, encoded, learned, kept)
+        written, _ = write_gists(model.checkpoint, encoded, learned, of_each)
     for row, gist in enumerate(gists):
         own = slice(learned if gist.whole else 0, None)
         for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):

@@ -296,6 +296,9 @@ def test_a_checkpoint_comes_back_with_its_fitting_and_its_observers(tiny_saved: 
     layers = made.architecture.layers
     assert torch.equal(made.fitted, torch.full((layers, 2), 0.5))
     before = made.adapter_fingerprint
+    made.save_pretrained(tmp_path / "same")
+    assert "fitted" in load_file(tmp_path / "same" / "gist_embeddings.safetensors")
+    assert Checkpoint.load(tmp_path / "same", device="cpu").adapter_fingerprint == before
     made.fitted.data[:] = torch.tensor([0.25, -0.75])
     made.observers.data = torch.randn(3, made.gist_embeddings.shape[1])
     made.save_pretrained(tmp_path / "again")
@@ -307,6 +310,10 @@ def test_a_checkpoint_comes_back_with_its_fitting_and_its_observers(tiny_saved: 
         save_file({**tensors, name: wrong}, tmp_path / "again" / "gist_embeddings.safetensors")
         with pytest.raises(ModelError, match=f"'{name}'"):
             Checkpoint.load(tmp_path / "again", device="cpu")
+    record = json.loads((tmp_path / "again" / "gistlm.json").read_text())
+    (tmp_path / "again" / "gistlm.json").write_text(json.dumps({**record, "kept": 0}))
+    without = Checkpoint.load(tmp_path / "again", device="cpu")  # what nothing uses is not read
+    assert len(without.fitted) == len(without.observers) == 0
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "t5"])

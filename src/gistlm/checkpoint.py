@@ -70,7 +70,7 @@ class Checkpoint:
         self.architecture: Architecture = inspect_architecture(reader)
         if config.kept:
             check_kept(self.architecture, reader)
-        found, device = trained or {}, reader.device
+        found, device = trained if trained and config.kept else {}, reader.device
         shape = (self.architecture.layers if config.kept else 0, 2)
         self.fitted = _parameter("fitted", found.get("fitted", torch.full(shape, FITTED)), shape, device)
         """[layers, 2]: how far the first learned gist token's key and value are fitted (see `observe`); [0, 2] where
@@ -179,7 +179,7 @@ class Checkpoint:
 
     @cached_property
     def adapter_fingerprint(self) -> str:
-        """Of what writes a gist: adapter and gist embeddings."""
+        """Of what writes a gist: adapter, gist embeddings, shares of fitting and observers."""
         adapter = {name.replace(".default", ""): tensor for name, tensor in adapter_weights(self.writer).items()}
         return self._adapter_fingerprint({**self._own_weights, **adapter})
 
@@ -248,7 +248,9 @@ class Checkpoint:
                 reader = writer = writer.merge_and_unload().eval()
         config = replace(config, base_fingerprint=fingerprint)
         made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format), trained)
-        made.adapter_fingerprint = made._adapter_fingerprint(trained)  # as the files hold it
+        own = made._own_weights  # for what the files have not, or have and do not use
+        used = {name: tensor for name, tensor in trained.items() if name in own or "lora_" in name}
+        made.adapter_fingerprint = made._adapter_fingerprint(own | used)  # as the files hold it
         return made
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:

@@ -42,7 +42,7 @@ class Encoded:
     """[batch]: the position of each row's first gist token"""
     tokens: Tensor
     """[batch, N] ids"""
-    rest: Watch | None = None
+    watched: Watch | None = None
     """Where the rest looked under the full prompt, if that was watched"""
 
 
@@ -183,7 +183,7 @@ def _behind(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learne
     embed = checkpoint.reader.get_input_embeddings()
     standing = checkpoint.observers.to(inputs.dtype)
     if not len(standing):
-        standing = embed(torch.tensor(checkpoint.prompts.rest_ids(""), device=tokens.device))
+        standing = embed(torch.tensor(checkpoint.prompts.rest_ids(""), dtype=torch.long, device=tokens.device))
     again = torch.where(checkpoint.is_own(prompt_parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
     shown = torch.full((len(tokens), len(standing)), int(Part.GIST), device=tokens.device)
     return (

@@ -31,7 +31,7 @@ READ_AGAIN = 8
 _RIDGE = 0.05
 """Of the fitted key, beside the mean square of the observers' queries."""
 _NAME = "gistlm_observed"
-LOWEST = torch.finfo(torch.float32).min
+_LOWEST = torch.finfo(torch.float32).min
 """The score of what is not there."""
 
 
@@ -51,7 +51,7 @@ class Look(NamedTuple):
 
 
 class Watch:
-    """Watches one pass of a stock model: how much of a prompt its last tokens, the observers, look at."""
+    """Watches one pass of a stock model: where in a prompt the pass's last columns, the observers, look."""
 
     def __init__(self, prompt: Tensor, own: Tensor, observers: Tensor) -> None:
         self.prompt = prompt
@@ -87,10 +87,11 @@ class Watch:
     def _look(self, query: Tensor, key: Tensor, scaling: float | None) -> Look:
         batch, kv_heads, _, size = key.shape
         width, n = self.observers.shape[1], self.prompt.shape[1]
+        # [batch, heads, width, head_dim] -> [batch, kv_heads, group * width, head_dim]: one query head after the other
         queries = query[:, :, query.shape[2] - width :].reshape(batch, kv_heads, -1, size).float()
         queries = queries * (size**-0.5 if scaling is None else scaling)
         scores = queries @ key[:, :, :n].float().transpose(2, 3)
-        shares = scores.masked_fill(~self.prompt[:, None, None], LOWEST).softmax(dim=-1) * self.own[:, None, None]
+        shares = scores.masked_fill(~self.prompt[:, None, None], _LOWEST).softmax(dim=-1) * self.own[:, None, None]
         shares = shares * self.observers.repeat(1, queries.shape[2] // width)[:, None, :, None]
         self.looks.append(shares.sum(dim=2))
         return Look(queries, scores, shares)
@@ -155,7 +156,7 @@ def fit(
     queries, scores, shares = look
     weights = (shares * left[:, :, None]).sum(dim=-1, keepdim=True)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-9)
-    theirs = scores.masked_fill(~left[:, :, None], LOWEST)
+    theirs = scores.masked_fill(~left[:, :, None], _LOWEST)
     output = (weights * theirs.softmax(dim=-1)).sum(dim=2, keepdim=True) @ values.float()
     weighted = queries * weights
     gram = weighted.transpose(2, 3) @ queries

@@ -135,6 +135,8 @@ def test_learned_observers_come_to_look_where_the_rest_does(base: str, tmp_path:
     more = {**options, "start": str(tmp_path / "out"), "observers": 4, "output": str(tmp_path / "more")}
     going_on = create_checkpoint(parse_config(more)).observers
     assert len(going_on) == 4 and torch.equal(going_on[:3], made.observers)
+    with pytest.raises(InputError, match="3 learned observers, the recipe 0; give observers: 3 or more"):
+        create_checkpoint(parse_config({**more, "observers": 0, "observation_weight": 0.0, "distillation_weight": 1.0}))
 
 
 def test_a_source_s_own_weight_counts_the_cross_entropy_of_its_rows_alone(checkpoint: Checkpoint) -> None:

@@ -97,7 +97,7 @@ class TrainConfig:
     learning_rate: float = 3e-4
     """Peak, after warm-up; then cosine decay to zero."""
     gist_learning_rate: float = 3e-3
-    """The same for the gist embeddings."""
+    """The same for the gist embeddings, the shares of fitting and the learned observers."""
     warmup: float = 0.03
     """Share of the steps."""
     input_weight: float = 0.0

@@ -56,9 +56,9 @@ class DecoderPasses:
         """
         _, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
         gist, observation = write_gists(self.checkpoint, encoded, self._learned(batch), kept)
-        if observation is None or encoded.rest is None:
+        if observation is None or encoded.watched is None:
             return gist, None
-        return gist, missed(observation, encoded.rest)
+        return gist, missed(observation, encoded.watched)
 
     def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
         """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""

@@ -83,7 +83,7 @@ class Objective(nn.Module):
 
 
 class GistTrainer(Trainer):
-    """Trainer that saves and restores only what the run changes, and trains gist embeddings at their own rate."""
+    """Trainer that saves and restores only what the run changes; embeddings have a rate of their own."""
 
     model: Objective
 
@@ -214,6 +214,11 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     if learned > found.learned:
         raise InputError(
             f"start: {config.start} has {found.learned} learned gist tokens, the recipe {learned}; lower max_k"
+        )
+    if config.kept and len(found.observers) > config.observers:
+        raise InputError(
+            f"start: {config.start} has {len(found.observers)} learned observers, the recipe {config.observers}; "
+            f"give observers: {len(found.observers)} or more"
         )
     found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
     return Checkpoint(

@@ -25,7 +25,7 @@ from gistlm.training.encoder_passes import EncoderPasses
 
 
 class Passes(Protocol):
-    """What the losses need of a checkpoint; every result is logits [batch, last, vocabulary] of the last tokens."""
+    """What the losses need of a checkpoint; logits are [batch, last, vocabulary], of the last tokens."""
 
     checkpoint: Checkpoint
 
