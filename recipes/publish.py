@@ -118,6 +118,8 @@ def card(
     probe: dict[str, Any],
 ) -> str:
     """The model card's text; ``runs`` tell of one training after the other, a remark may end them, and ``training`` has
+    the last one's figures.
+    """
     own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
     for condition in found["conditions"]:
         condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
