@@ -52,13 +52,16 @@ def main() -> None:
 
 def check_make(first: Path, second: Path) -> None:
     """End unless both have one base, one prompt format and one kind of adapter; names and kept tokens may differ."""
-    for name, apart in ((CONFIG, ("name", "kept")), (ADAPTER, ("target_modules",))):
-        one, other = (
-            {key: value for key, value in read_json(folder / name).items() if key not in apart}
-            for folder in (first, second)
-        )
-        if misfits := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):
-            sys.exit(f"average.py: {first} and {second} differ in {misfits[0]!r} of {name}; they must be of one make")
+    for name in (CONFIG, ADAPTER):
+        one, other = (read_json(folder / name) for folder in (first, second))
+        for key in sorted((one.keys() | other.keys()) - {"name", "kept"}):
+            if _in_order(one.get(key)) != _in_order(other.get(key)):
+                sys.exit(f"average.py: {first} and {second} differ in {key!r} of {name}; they must be of one make")
+
+
+def _in_order(value: Any) -> Any:
+    """peft writes sets as lists in any order."""
+    return sorted(value) if isinstance(value, list) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -64,13 +64,16 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 
 KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
-itself with the help of learned observers, taught to look where the rest of a request looks. The learned token is fitted
-to stand for all others, by shares that were trained. A prompt of at most k tokens is kept whole."""
+itself by observers{taught}.
+The first learned token is fitted to stand for all others, by shares that were trained. A prompt of at most k tokens is
+kept whole."""
+TAUGHT = " that were taught to look where the rest of a request looks"
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.
 Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
-base model. The checkpoint was trained on English prompts of up to {max_tokens} tokens, and it inherits all limits of
-its small base model. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
+base model. The last part of its training had English rows of up to {max_tokens} tokens, and it inherits all limits of
+its small base model. Training had rows of the probe's kinds, from other words: what it keeps of other kinds of content
+is not measured. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),
@@ -133,7 +136,7 @@ def card(
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
         learned=f"Learned gist tokens: {learned}",
-        kept=KEPT.format(kept=kept) if kept else "",
+        kept=KEPT.format(kept=kept, taught=TAUGHT if config.get("observation_weight") else "") if kept else "",
         max_k=learned + kept,
         runs="\n".join(runs),
         left_out=training["rows_left_out"],

@@ -207,7 +207,9 @@ def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: P
         save_file({"lora_A": torch.full((2, 4), value)}, tmp_path / name / ADAPTER_WEIGHTS)
         (tmp_path / name / "training.json").write_text('{"tokens": 7}')
         (tmp_path / name / "gistlm.json").write_text(json.dumps({"name": name, "kept": len(more), "anchored": True}))
-        (tmp_path / name / "adapter_config.json").write_text('{"r": 4}')
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"r": 4, "target_modules": ["k", "q"] if more else ["q", "k"]})
+        )
 
     def average(out: str, *more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(RECIPE.with_name("average.py")), "first", "second", "--out", out, *more]
@@ -222,7 +224,9 @@ def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: P
     assert "--share must be from 0 to 1" in average("other", "--share", "2").stderr
     save_file({"lora_A": torch.ones(3, 4)}, tmp_path / "first" / ADAPTER_WEIGHTS)
     assert "differ in lora_A" in average("other").stderr
-    (tmp_path / "first" / "adapter_config.json").write_text('{"r": 8}')
+    (tmp_path / "first" / "adapter_config.json").write_text('{"r": 4, "target_modules": ["q"]}')
+    assert "differ in 'target_modules' of adapter_config.json" in average("other").stderr
+    (tmp_path / "first" / "adapter_config.json").write_text('{"r": 8, "target_modules": ["q", "k"]}')
     assert "differ in 'r' of adapter_config.json" in average("other").stderr
     (tmp_path / "first" / "adapter_config.json").write_text("{")
     assert "adapter_config.json cannot be read" in average("other").stderr

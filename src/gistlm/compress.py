@@ -53,7 +53,7 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     """
     check_k(k, checkpoint.max_k)
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
-    standing = len(checkpoint.observers) or len(checkpoint.prompts.rest_ids(""))
+    standing = len(checkpoint.observers) or len(checkpoint.prompts.empty_rest_ids)
     behind = checkpoint.learned + READ_AGAIN + standing if checkpoint.config.kept else 0
     limit = checkpoint.architecture.context - max(k, behind) - 1
     for row in ids:
@@ -183,7 +183,7 @@ def _behind(checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learne
     embed = checkpoint.reader.get_input_embeddings()
     standing = checkpoint.observers.to(inputs.dtype)
     if not len(standing):
-        standing = embed(torch.tensor(checkpoint.prompts.rest_ids(""), dtype=torch.long, device=tokens.device))
+        standing = embed(torch.tensor(checkpoint.prompts.empty_rest_ids, dtype=torch.long, device=tokens.device))
     again = torch.where(checkpoint.is_own(prompt_parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
     shown = torch.full((len(tokens), len(standing)), int(Part.GIST), device=tokens.device)
     return (

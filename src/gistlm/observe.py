@@ -108,6 +108,7 @@ class Observation(Watch):
         """Columns of learned gist tokens."""
         self.kept = kept
         """[batch]: the prompt's own tokens that each gist keeps"""
+        self.most_kept = int(kept.max())
         self.fitted = fitted
         """[layers, 2]: see `fit`"""
         self.gists: list[tuple[Tensor, Tensor]] = []
@@ -119,7 +120,7 @@ class Observation(Watch):
         """As above; the pass is over at the last layer."""
         look = self._look(query, key, scaling)
         ranked = self.looks[-1].masked_fill(~self.own[:, None], -1).sort(dim=-1, descending=True, stable=True).indices
-        ranked = ranked[..., : int(self.kept.max())]
+        ranked = ranked[..., : self.most_kept]
         n = self.prompt.shape[1]
         columns = [side[:, :, n : n + self.learned] for side in (key, value)]
         if self.learned:

@@ -156,6 +156,7 @@ class PromptTokenizer:
         self._special_ids = {index for index, token in known if token.special} - {tokenizer.unk_token_id}
         self.opening_ids: list[int] = self._encode(prompt_format.opening, "")
         self.output_end_ids: list[int] = self._encode(prompt_format.output_end, "")
+        self.empty_rest_ids: list[int] = self._encode(prompt_format.rest_without_input, "")
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Opening and prompt: what a gist is made of. Raises `InputError` for an empty prompt."""
