@@ -30,7 +30,7 @@ from gistlm.checkpoint_config import Recipe
 from gistlm.errors import DataError, GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
-from gistlm.mask import Condition
+from gistlm.mask import Condition, Part
 from gistlm.training import loop
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
@@ -77,6 +77,8 @@ class Settings:
     """Longer rows are left out."""
     max_rest_tokens: int | None
     """Rows whose input and output are longer are left out."""
+    min_prompt_tokens: int
+    """Rows whose prompt is shorter are left out."""
     max_k: int
     """Most gist tokens; each row's k is 1, 2, 4, ... up to this."""
     lora_rank: int
@@ -121,7 +123,7 @@ def run(options: argparse.Namespace) -> None:
             objectives[KEPT] = create(config, {"recipe": Recipe.FROZEN, "kept": settings.max_k - 1})
         if options.compile:
             objectives[COMPILED] = compiled(create(config, CONDITIONS["frozen"]))
-    batches = make_batches(config, objectives["frozen"])
+    batches = make_batches(config, objectives["frozen"], settings.min_prompt_tokens)
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
         calls = {name: stepper(objective, batches, name) for name, objective in objectives.items()}
         seconds = interleaved(calls, settings.steps)
@@ -133,6 +135,7 @@ def run(options: argparse.Namespace) -> None:
         "model": options.base,
         "parameters": sum(tensor.numel() for tensor in reader.parameters()),
         "settings": {**asdict(settings), "data": Path(options.data).name},
+        "prompt_tokens_per_row": prompt_tokens(batches[1:]),
         **summary(objectives, [count_tokens(batch) for batch in batches[1:]], seconds),
     }
     if options.json:
@@ -155,15 +158,16 @@ def compiled(objective: loop.Objective) -> loop.Objective:
     return objective
 
 
-def make_batches(config: TrainConfig, objective: loop.Objective) -> list[Fields]:
+def make_batches(config: TrainConfig, objective: loop.Objective, min_prompt_tokens: int = 0) -> list[Fields]:
     """The batches that a run of this recipe would see, on the model's device."""
     checkpoint = objective.checkpoint
     rows = load_sources(config.data, config.seed)
     examples = Examples(rows, checkpoint.prompts, config.max_tokens, config.max_rest_tokens)
+    examples.examples = [example for example in examples.examples if len(example.prompt) >= min_prompt_tokens]
     size = config.batch_size
     if len(examples) < size:
-        raise DataError(f"only {len(examples)} of {len(rows)} rows are short enough, and a batch has {size}")
-    collate = Collator(config.max_k, config.fixed_k, config.seed)
+        raise DataError(f"only {len(examples)} of {len(rows)} rows are of these lengths, and a batch has {size}")
+    collate = Collator(config.max_k, config.k, config.seed)
     draws = list(Draws(examples.lengths(), size, config.steps, config.seed))
     batches = [
         collate([examples[draw] for draw in draws[start : start + size]]) for start in range(0, len(draws), size)
@@ -192,6 +196,12 @@ def stepper(objective: loop.Objective, batches: list[Fields], name: str) -> Call
 def count_tokens(batch: Fields) -> int:
     """Prompts, inputs and outputs; neither padding nor gist tokens."""
     return Batch(**batch).tokens
+
+
+def prompt_tokens(batches: list[Fields]) -> float:
+    """The mean length of the rows' prompts."""
+    lengths = torch.cat([(batch["prompt_parts"] != Part.PAD).sum(dim=1) for batch in batches])
+    return float(lengths.float().mean())
 
 
 def summary(
@@ -231,7 +241,9 @@ def show(figures: dict[str, Any]) -> None:
         name = f"{row['condition']} / {row['against']}".replace("_", " ")
         ratios.add_row(name, _range(row["speed_ratio"], ".2f"), f"{row['target'] or '-'}")
     console = Console(width=120)
-    console.print(speeds, ratios)
+    rows = figures["settings"]["batch_size"] * figures["settings"]["steps"]
+    lengths = f"{figures['prompt_tokens_per_row']:.0f} of {figures['tokens'] / rows:.0f} tokens a row are its prompt's"
+    console.print(speeds, ratios, lengths)
 
 
 def _range(values: dict[str, float], form: str) -> str:
@@ -247,6 +259,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="rows a step")
     parser.add_argument("--max-tokens", type=int, default=512, help="leave longer rows out")
     parser.add_argument("--max-rest-tokens", type=int, help="leave rows with a longer input and output out")
+    parser.add_argument("--min-prompt-tokens", type=int, default=0, help="leave rows with a shorter prompt out")
     parser.add_argument("--max-k", type=int, default=16, help="most gist tokens")
     parser.add_argument("--lora-rank", type=int, default=32, help="of every LoRA")
     parser.add_argument("--steps", type=int, default=20, help="batches that are counted")

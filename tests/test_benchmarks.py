@@ -212,14 +212,17 @@ def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path,
     assert all(row["tokens_per_s"]["min"] > 0 for row in figures["conditions"])
     targets = {(row["condition"], row["against"]): row["target"] for row in figures["ratios"]}
     assert targets[("frozen", "plain")] == 2 and targets[("paper", "plain")] == 1
-    assert figures["tokens"] > 0 and figures["settings"]["data"] == "rows.jsonl"
+    assert figures["tokens"] / 8 > figures["prompt_tokens_per_row"] > 0
+    assert figures["settings"]["data"] == "rows.jsonl"
     assert "frozen / plain" in printed
 
 
 def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
-    with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are short enough, and a batch has 16"):
+    with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are of these lengths, .* batch has 16"):
         run_script("training_speed.py", "--data", str(rows), "--base", str(base))
+    with pytest.raises(SystemExit, match=r"only 0 of 9 rows are of these lengths"):
+        run_script("training_speed.py", "--data", str(rows), "--base", str(base), "--min-prompt-tokens", "500")
 
 
 def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_tokens(
@@ -227,7 +230,7 @@ def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_
 ) -> None:
     speed = _import("training_speed", monkeypatch)
     base = str(save_tiny(tmp_path / "base"))
-    config = speed.Settings(str(rows), base, 4, 512, None, 4, 2, 1, 0).config(None)
+    config = speed.Settings(str(rows), base, 4, 512, None, 0, 4, 2, 1, 0).config(None)
     for name in ("frozen", "plain"):
         objective = speed.create(config, speed.CONDITIONS[name])
         batches = speed.make_batches(config, objective)

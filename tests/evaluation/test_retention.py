@@ -112,6 +112,16 @@ def test_training_rows_are_of_every_kind_and_no_probe() -> None:
     assert not probes & {(row["instruction"], row["input"]) for row in rows}
 
 
+def test_training_rows_may_be_of_some_kinds_only() -> None:
+    rows = training_rows(0, 6, ["rule", "number"])
+    of_all = training_rows(0, 3 * len(KINDS))
+    place = list(KINDS).index
+    assert rows[::2] == of_all[place("rule") :: len(KINDS)]
+    assert rows[1::2] == of_all[place("number") :: len(KINDS)]
+    with pytest.raises(InputError, match="there is no kind 'rhyme'; there are name, number"):
+        training_rows(0, 6, ["rule", "rhyme"])
+
+
 def test_a_half_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InputError, match=r"no split 'test'; there are eval, train"):
         probe_rows(0, 1, "test")

@@ -221,7 +221,7 @@ def test_a_run_s_draws_pass_over_all_rows_and_repeat_with_the_seed() -> None:
 def test_a_row_s_k_does_not_depend_on_its_batch_and_changes_between_passes() -> None:
     examples = object.__new__(Examples)
     examples.examples = [Example([1], [2, 3], 1)] * 16
-    collator = Collator(max_k=16, fixed_k=None, seed=0)
+    collator = Collator(max_k=16, k=None, seed=0)
 
     def drawn(draws: list[int]) -> list[int]:
         k: list[int] = collator([examples[draw] for draw in draws])["k"].tolist()
@@ -249,5 +249,12 @@ def test_a_weighted_mean_is_over_tokens_and_leaves_out_those_without_weight() ->
 
 def test_no_row_is_drawn_a_gist_that_would_keep_its_whole_prompt() -> None:
     items = [{"example": Example([9] * length, [1, 2], 1), "draw": draw} for length in (4, 7, 40) for draw in range(60)]
-    drawn = Collator(max_k=16, fixed_k=None, seed=0, kept_from=2)(items)["k"].view(3, 60).tolist()
+    drawn = Collator(max_k=16, k=None, seed=0, kept_from=2)(items)["k"].view(3, 60).tolist()
     assert [sorted(set(row)) for row in drawn] == [[1], [1, 2, 4], [1, 2, 4, 8, 16]]
+
+
+def test_a_number_that_is_given_twice_is_drawn_twice_as_often() -> None:
+    items = [{"example": Example([9] * 40, [1, 2], 1), "draw": draw} for draw in range(600)]
+    drawn = Collator(max_k=16, k=[1, 1, 8], seed=0)(items)["k"].tolist()
+    assert set(drawn) == {1, 8}
+    assert 350 < drawn.count(1) < 450

@@ -123,7 +123,7 @@ def test_learned_observers_come_to_look_where_the_rest_does(base: str, tmp_path:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {
         "base": base, "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 25, "batch_size": 6, "lora_rank": 4,
-        "validation_rows": 0, "device": "cpu", "max_k": 4, "kept": 3, "learning_rate": 1e-2, "fixed_k": 2,
+        "validation_rows": 0, "device": "cpu", "max_k": 4, "kept": 3, "learning_rate": 1e-2, "k": [2],
         "distillation_weight": 0.0, "observation_weight": 1.0, "output": str(tmp_path / "out"), "save_every": 25,
     }  # fmt: skip
     untrained = create_checkpoint(parse_config({**options, "observers": 3}))

@@ -52,13 +52,16 @@ def probe_rows(seed: int, n_per_kind: int, split: str = "eval") -> list[Probe]:
     return [next(stream) for stream in streams for _ in range(n_per_kind)]
 
 
-def training_rows(seed: int, n: int) -> list[dict[str, str]]:
-    """Rows of the same kinds, one kind after another in turn, from words that no probe has.
+def training_rows(seed: int, n: int, kinds: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of these kinds, all by default, one kind after another in turn, from words that no probe has.
 
-    Each has instruction (the prompt), input and output. Raises as `probe_rows` does.
+    Each has instruction (the prompt), input and output. Raises as `probe_rows` does, and for an unknown kind.
     """
     _check_arguments(n, "train")
-    streams = [_stream(kind, seed, "train") for kind in KINDS]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"there is no kind {kind!r}; there are {', '.join(KINDS)}")
+    streams = [_stream(kind, seed, "train") for kind in kinds or KINDS]
     probes = [next(streams[row % len(streams)]) for row in range(n)]
     return [{"instruction": probe.prompt, "input": probe.input, "output": probe.expected} for probe in probes]
 

@@ -113,10 +113,10 @@ class Collator:
     """
 
     def __init__(
-        self, max_k: int, fixed_k: int | None, seed: int, nested: bool = True, kept_from: int | None = None
+        self, max_k: int, k: list[int] | None, seed: int, nested: bool = True, kept_from: int | None = None
     ) -> None:
         powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k]
-        self.choices = [fixed_k] if fixed_k else [*(powers if nested else range(1, max_k)), max_k]
+        self.choices = k or [*(powers if nested else range(1, max_k)), max_k]
         self.seed = seed
         self.kept_from = kept_from
 
@@ -128,7 +128,7 @@ class Collator:
         if self.kept_from is None:
             return self.choices
         tokens = len(example.prompt) - self.kept_from
-        return [k for k in self.choices if k < tokens] or self.choices[:1]
+        return [k for k in self.choices if k < tokens] or [min(self.choices)]
 
 
 def collate(examples: Sequence[Example], k: Sequence[int], device: torch.device | str = "cpu") -> Batch:

@@ -36,7 +36,7 @@ _ALLOWED = {
     **dict.fromkeys(("base", "output"), Allowed(str)),
     **dict.fromkeys(("start", "device", "dtype"), Allowed(str, optional=True)),
     **dict.fromkeys(("max_k", "steps", "batch_size", "max_tokens", "save_every"), _WHOLE),
-    **dict.fromkeys(("fixed_k", "lora_rank", "stop_after", "max_rest_tokens", "threads"), _SOME),
+    **dict.fromkeys(("lora_rank", "stop_after", "max_rest_tokens", "threads"), _SOME),
     **dict.fromkeys(("learning_rate", "gist_learning_rate"), _WEIGHT),
     **dict.fromkeys(_WEIGHTS, _WEIGHT),
     **dict.fromkeys(("anchored", "opening_visible"), _FLAG),
@@ -66,12 +66,13 @@ class TrainConfig:
     condition: Condition = Condition.GIST
     """paper only: gist, or one of the controls positive and negative."""
     max_k: int = 16
-    """Most gist tokens; every step draws each row's k from 1, 2, 4, ... up to this, an encoder-decoder's from all."""
+    """Most gist tokens."""
+    k: list[int] | None = None
+    """What each row's number of gist tokens is drawn from, a number given twice twice as often; [1] trains one gist
+    token, as the paper does. By default 1, 2, 4, ... up to max_k, for an encoder-decoder every number."""
     kept: int = 0
     """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (see `observe`).
     The fewest gist tokens that are learned is 1."""
-    fixed_k: int | None = None
-    """Train with this many gist tokens only, as the paper does."""
     anchored: bool | None = None
     """Start each gist token from one of the prompt's rarest tokens; by default `frozen` does, `paper` does not."""
     opening_visible: bool | None = None
@@ -135,8 +136,8 @@ class TrainConfig:
             raise InputError(f"name must be a text, got {self.name!r}")
         if self.stop_after is not None and self.stop_after > self.steps:
             raise InputError(f"stop_after must be from 1 to steps={self.steps}, got {self.stop_after}")
-        if self.fixed_k is not None and self.fixed_k > self.max_k:
-            raise InputError(f"fixed_k must be from 1 to max_k={self.max_k}, got {self.fixed_k}")
+        if self.k is not None and not (isinstance(self.k, list) and self.k and all(map(self._may_draw, self.k))):
+            raise InputError(f"k must be a list of whole numbers from 1 to max_k={self.max_k}, or null, got {self.k!r}")
         if self.kept >= self.max_k:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
@@ -162,6 +163,9 @@ class TrainConfig:
             raise InputError(f"exclude must be a list of files or of hf:owner/name, got {self.exclude!r}")
         if not self.data:
             raise InputError("a recipe needs data: a list of mappings with at least a path")
+
+    def _may_draw(self, k: object) -> bool:
+        return Allowed(int, 1, self.max_k).holds(k)
 
     @property
     def has_anchors(self) -> bool:

@@ -147,7 +147,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         train_dataset=training,
         data_collator=Collator(
             config.max_k,
-            config.fixed_k,
+            config.k,
             config.seed,
             nested=not checkpoint.architecture.encodes,
             kept_from=checkpoint.opening_tokens if config.kept else None,

@@ -37,7 +37,7 @@ class Validation(TrainerCallback):
     def __init__(self, checkpoint: Checkpoint, examples: Examples, config: TrainConfig) -> None:
         self.checkpoint = checkpoint
         self.examples = examples
-        self.ks = [config.fixed_k] if config.fixed_k else sorted({1, min(4, config.max_k), config.max_k})
+        self.ks = sorted(set(config.k or [1, min(4, config.max_k), config.max_k]))
         self.path = Path(config.output) / "run" / "validation.json"
         self.history: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []
         self._base = hash_weights(checkpoint)
