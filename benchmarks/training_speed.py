@@ -89,9 +89,9 @@ class Settings:
     """Of the rows' order, of k and of initial weights."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name, least in (("steps", 1), ("lora_rank", 1), ("min_prompt_tokens", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}")
 
     def config(self, dtype: str | None) -> TrainConfig:
         """The recipe that all conditions start from; it is checked, and never run as a whole."""
@@ -115,6 +115,8 @@ def run(options: argparse.Namespace) -> None:
     """The whole benchmark for one command line."""
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     config = settings.config(options.dtype)
+    if options.threads < 1:
+        raise InputError(f"threads must be 1 or more, got {options.threads}")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     with Console(stderr=True).status("Loading a model for every condition ..."):
@@ -124,8 +126,13 @@ def run(options: argparse.Namespace) -> None:
         if options.compile:
             objectives[COMPILED] = compiled(create(config, CONDITIONS["frozen"]))
     batches = make_batches(config, objectives["frozen"], settings.min_prompt_tokens)
+    if KEPT in objectives:
+        of_kept = make_batches(config, objectives[KEPT], settings.min_prompt_tokens)
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
-        calls = {name: stepper(objective, batches, name) for name, objective in objectives.items()}
+        calls = {
+            name: stepper(objective, of_kept if name == KEPT else batches, name)
+            for name, objective in objectives.items()
+        }
         seconds = interleaved(calls, settings.steps)
     reader = objectives["frozen"].checkpoint.reader
     figures = {
@@ -167,7 +174,8 @@ def make_batches(config: TrainConfig, objective: loop.Objective, min_prompt_toke
     size = config.batch_size
     if len(examples) < size:
         raise DataError(f"only {len(examples)} of {len(rows)} rows are of these lengths, and a batch has {size}")
-    collate = Collator(config.max_k, config.k, config.seed)
+    kept_from = checkpoint.opening_tokens if checkpoint.config.kept else None
+    collate = Collator(config.max_k, config.k, config.seed, kept_from=kept_from)
     draws = list(Draws(examples.lengths(), size, config.steps, config.seed))
     batches = [
         collate([examples[draw] for draw in draws[start : start + size]]) for start in range(0, len(draws), size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from gistlm import Gist, GistModel
+from gistlm.errors import GistlmError
 
 PROMPT = Path(__file__).parent / "support_prompt.txt"
 QUESTIONS = [
@@ -26,8 +28,15 @@ QUESTIONS = [
 
 
 def main() -> None:
+    """Run, or say in a sentence why not."""
+    try:
+        run(parse())
+    except (GistlmError, OSError, UnicodeDecodeError) as error:
+        sys.exit(f"demo.py: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
     """The whole story: load, compress, save, load again, answer three ways, count."""
-    options = parse()
     console = Console()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

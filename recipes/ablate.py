@@ -33,6 +33,10 @@ def main() -> None:
     options = parse()
     try:
         base, runs = read_plan(options.plan)
+        if unknown := set(options.only or []) - {run["name"] for run in runs}:
+            raise DataError(
+                f"{options.plan} has no run {min(unknown)!r}; it has {', '.join(run['name'] for run in runs)}"
+            )
         console = Console(stderr=True)
         figures = []
         for run in runs:
@@ -67,7 +71,12 @@ def one_run(recipe: Record, options: argparse.Namespace) -> Record:
     checkpoint, result = folder / "checkpoint", folder / "eval.json"
     folder.mkdir(parents=True, exist_ok=True)
     own = {**recipe, "output": str(checkpoint), "threads": options.threads}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    asked = yaml.safe_dump({"recipe": own, "measured on": [str(options.data), options.k, options.rows]})
+    plan = folder / "asked.yaml"
+    if plan.exists() and plan.read_text(encoding="utf-8") != asked:
+        raise DataError(f"{folder} holds a run of other options; remove it, or name another --out")
+    write_atomically(plan, asked.encode())
+    write_atomically(folder / "recipe.yaml", yaml.safe_dump(own).encode())
     if not (checkpoint / "training.json").exists():
         gistlm("train", folder / "recipe.yaml")
     if not result.exists():

@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from gistlm.checkpoint import ADAPTER, ADAPTER_WEIGHTS, EMBEDDINGS
 from gistlm.checkpoint_config import CONFIG
-from gistlm.files import write_atomically
 
 FIGURES = "training.json"
 WEIGHTS = (EMBEDDINGS, ADAPTER_WEIGHTS)
@@ -43,11 +43,15 @@ def main() -> None:
     check_make(options.first, options.second)
     figures = read_json(options.second / FIGURES)
     mixed = {name: mix(options.first / name, options.second / name, options.share) for name in WEIGHTS}
-    shutil.copytree(options.second, options.out, ignore=shutil.ignore_patterns("run"))
-    for name, tensors in mixed.items():
-        save_file(tensors, options.out / name, {"format": "pt"})
     figures["averaged"] = {"with": str(options.first), "share": options.share}
-    write_atomically(options.out / FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
+        made = Path(folder) / options.out.name
+        shutil.copytree(options.second, made, ignore=shutil.ignore_patterns("run"))
+        for name, tensors in mixed.items():
+            save_file(tensors, made / name, {"format": "pt"})
+        (made / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        made.rename(options.out)
 
 
 def check_make(first: Path, second: Path) -> None:

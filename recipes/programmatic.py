@@ -857,6 +857,8 @@ def request_words(draw: Random) -> dict[str, str]:
 KINDS: dict[str, Callable[[Random, Material], Row]] = {
     "single": single_instruction, "system": system_prompt, "few-shot": few_shot, "passage": passage, "request": request,
 }  # fmt: skip
+FROM_NOTHING = ("system", "few-shot")
+"""Kinds that need no texts and no tasks."""
 
 
 def main() -> None:
@@ -872,7 +874,11 @@ def run(options: argparse.Namespace) -> None:
     """The whole recipe for one command line."""
     if options.rows < 1:
         raise InputError(f"--rows is {options.rows}; give a whole number of at least 1")
-    material = read_material(options.texts, options.tasks)
+    material = Material((), (), ())
+    if needy := [kind for kind in options.kinds if kind not in FROM_NOTHING]:
+        if not options.texts or not options.tasks:
+            raise InputError(f"rows of the kind {needy[0]} are built on --texts and --tasks; give both")
+        material = read_material(options.texts, options.tasks)
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     lines = []
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -943,8 +949,8 @@ def is_prose(text: str) -> bool:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="rows whose inputs hold passages, such as T0's")
-    parser.add_argument("--tasks", required=True, help="rows of instruction, input, output that people wrote")
+    parser.add_argument("--texts", help="rows whose inputs hold passages, such as T0's; not for system and few-shot")
+    parser.add_argument("--tasks", help="rows of instruction, input, output that people wrote; as --texts")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of rows; all by default")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,6 +1,6 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
-Run: python recipes/publish.py runs/smollm2-135m-5 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-5.yaml
+Run: python recipes/publish.py runs/smollm2-135m-6 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-6.yaml
      --started-from CARD.md --kept 63 --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from gistlm.checkpoint_config import CONFIG
+from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.results import label, read_results
 from gistlm.files import write_atomically
 
@@ -97,19 +97,30 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
     parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
     options = parser.parse_args()
-    options.checkpoint.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(options.run / name, options.checkpoint / name)
-    config = json.loads((options.checkpoint / CONFIG).read_text(encoding="utf-8"))
+    try:
+        publish(options)
+    except (GistlmError, OSError, ValueError) as error:
+        sys.exit(f"publish.py: {error}")
+
+
+def publish(options: argparse.Namespace) -> None:
+    """For one command line; writes nothing before all is read."""
+    config = json.loads((options.run / CONFIG).read_text(encoding="utf-8"))
     if options.kept is not None:
         config["kept"] = options.kept
-        write_atomically(options.checkpoint / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     earlier = runs_of(options.started_from.read_text(encoding="utf-8")) if options.started_from else []
     training = json.loads((options.run / "training.json").read_text(encoding="utf-8"))
     runs = [*earlier, one_run(options.recipe, training)]
     found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
+    if len({each["model"]["adapter"] for each in (found, answers, probe)}) > 1:
+        raise InputError("the results are of different checkpoints; measure all of them with one")
     text = card([*runs, options.remark] if options.remark else runs, training, config["kept"], found, answers, probe)
-    (options.checkpoint / "README.md").write_text(text, encoding="utf-8")
+    contents = {name: (options.run / name).read_bytes() for name in FILES}
+    contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+    contents["README.md"] = text.encode()
+    options.checkpoint.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomically(options.checkpoint / name, content)
 
 
 def card(
@@ -158,9 +169,11 @@ def card(
 
 
 def runs_of(card: str) -> list[str]:
-    """What an earlier card says of its runs, as `one_run` wrote it."""
-    found = re.findall(r"^Recipe `[^\n]*\n[^\n]*$", card, re.MULTILINE)
-    return found or sys.exit("publish.py: the card of --started-from names no recipe; give one that this program wrote")
+    """What an earlier card says of its runs, remarks included."""
+    found = re.search(r"^Recipe `.*?(?=\nThe loss is )", card, re.MULTILINE | re.DOTALL)
+    if not found:
+        raise InputError("the card of --started-from names no recipe; give one that this program wrote")
+    return [found[0]]
 
 
 def one_run(recipe: Path, training: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Training rows of the kinds that the retention probe asks for, from words that no probe has.
 
-Run: python recipes/retention_rows.py --rows 2400 --out rows.jsonl [--seed 7] [--kinds rule,pattern]
+Run: python recipes/retention_rows.py --rows 2400 --out rows.jsonl [--seed 7] [--kinds rule pattern]
 
 Knows nothing of training; what the kinds are is `gistlm.evaluation.probes`' business.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from gistlm.errors import GistlmError
-from gistlm.evaluation.probes import training_rows
+from gistlm.evaluation.probes import KINDS, training_rows
 from gistlm.files import write_atomically
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2400)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=[], help="all by default")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=[], help="all by default")
     options = parser.parse_args()
     try:
         rows = training_rows(options.seed, options.rows, options.kinds)

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from gistlm import GistModel
+from gistlm.errors import DataError, GistlmError
 from gistlm.evaluation.describe import machine
+from gistlm.files import write_atomically
 
 KS = (1, 2, 3, 4, 5, 6, 7, 8)
 NEW_TOKENS = 12
@@ -82,18 +84,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the figure goes beside it")
     parser.add_argument("--limit", type=int, help="rows of each file")
     given = parser.parse_args()
+    try:
+        run(given)
+    except GistlmError as error:
+        sys.exit(f"rules_measure.py: {error}")
+
+
+def run(given: argparse.Namespace) -> None:
+    """The whole measurement for one command line."""
+    files = sorted(given.data.glob("test-*.jsonl"), key=lambda path: int(path.stem.partition("-")[2]))
+    if not files:
+        raise DataError(f"{given.data} has no files test-N.jsonl; give the folder that rules.py has written")
     model = GistModel.from_pretrained(given.model)
     model.batch_size = 100
-    files = sorted(given.data.glob("test-*.jsonl"), key=lambda path: int(path.stem.partition("-")[2]))
     by_rules = {}
     for file in files:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][: given.limit]
         by_rules[file.stem.partition("-")[2]] = {"rows": len(rows), **measure(model, rows)}
     show(by_rules)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    run = {"command": "python " + shlex.join(sys.argv), "date": date.today().isoformat(), "machine": machine()}
-    figures = {"run": run, "metric": "exact match", "by_rules": by_rules}
-    given.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    origin = {"command": "python " + shlex.join(sys.argv), "date": date.today().isoformat(), "machine": machine()}
+    figures = {"run": origin, "metric": "exact match", "by_rules": by_rules}
+    write_atomically(given.out, (json.dumps(figures, indent=1) + "\n").encode())
     save_figure(by_rules, given.out.with_suffix(".png"))
 
 

@@ -25,6 +25,7 @@ from transformers import DynamicCache, GenerationConfig
 from gistlm.catalog import load_checkpoint
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError
+from gistlm.files import write_atomically
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.data import normalise
 from gistlm.training.rows import Row, read_rows
@@ -83,7 +84,7 @@ def resume(path: Path) -> tuple[list[dict[str, Any]], int]:
             break
     chunk = rows[-1]["chunk"] if rows else 0
     rows = [row for row in rows if row["chunk"] < chunk]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return rows, chunk
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from gistlm import Gist, GistModel
 from gistlm.catalog import shipped
+from gistlm.evaluation.results import read_results
 from gistlm.training.batches import Examples
 from gistlm.training.rows import Row
 from gistlm.training.validation import measure
@@ -84,3 +85,10 @@ def test_a_request_without_a_gist_has_the_bits_of_the_plain_model(model: GistMod
     ids = torch.tensor([prompts.opening_ids + prompts.rest_ids("What is the capital of Germany?")])
     with torch.no_grad():
         assert torch.equal(model.checkpoint.reader(ids).logits, plain(ids).logits)
+
+
+def test_every_published_figure_is_the_shipped_checkpoint_s(model: GistModel) -> None:
+    results = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("eval-*.json"))
+    assert len(results) == 4
+    for path in results:
+        assert read_results(path)["model"]["adapter"] == model.checkpoint.adapter_fingerprint, path.name

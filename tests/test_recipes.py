@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -190,6 +191,15 @@ def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path) 
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_an_ablation_s_figures_are_never_shown_for_other_options(plan: Path) -> None:
+    assert ablate(plan, "--only", "rank 4").returncode == 0
+    other = ablate(plan, "--only", "rank 4", "--rows", "3")
+    assert other.returncode == 1 and "holds a run of other options" in other.stderr
+    unknown = ablate(plan, "--only", "rank 5")
+    assert unknown.returncode == 1 and "has no run 'rank 5'; it has as it is, rank 4" in unknown.stderr
+    assert json.loads((plan.parent / "out" / "ablations.json").read_text())
+
+
 def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_trained(plan: Path) -> None:
     values = yaml.safe_load(plan.read_text())
     values["runs"][1]["lora_size"] = 3
@@ -232,3 +242,65 @@ def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: P
     assert "adapter_config.json cannot be read" in average("other").stderr
     assert "Traceback" not in average("other").stderr
     assert not (tmp_path / "other").exists()
+
+
+def script(name: str, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RECIPE.with_name(name)), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_system_prompts_need_no_texts(tmp_path: Path) -> None:
+    made = script("programmatic.py", "--rows", 4, "--kinds", "system", "--out", tmp_path / "rows.jsonl")
+    assert made.returncode == 0, made.stderr
+    assert len(read_rows(str(tmp_path / "rows.jsonl"))) == 4
+    refused = script("programmatic.py", "--rows", 4, "--out", tmp_path / "rows.jsonl")
+    assert refused.returncode == 1 and "give both" in refused.stderr
+
+
+def test_near_rows_and_what_a_result_says_of_them(tmp_path: Path) -> None:
+    names = ("one", "two")
+    rows = [{"instruction": f"Speak of {name} thing only", "input": "", "output": "x"} for name in names]
+    for name, own in (("rows", rows), ("training", rows[:1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    found = script("near_duplicates.py", tmp_path / "rows.jsonl", "--training", tmp_path / "training.jsonl")
+    assert "1 of 2 rows" in found.stdout
+    results = RECIPE.parents[1] / "benchmarks" / "results" / "eval-system-prompts.json"
+    few = script("near_duplicates.py", tmp_path / "rows.jsonl", "--training", tmp_path / "training.jsonl",
+                 "--results", results)  # fmt: skip
+    assert few.returncode == 1 and "has 48 rows" in few.stderr
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({**rows[0], "instruction": f"Say {n} {n} {n}"}) + "\n" for n in range(48)))
+    shown = script("near_duplicates.py", many, "--training", tmp_path / "training.jsonl", "--results", results)
+    assert "full\t100%\t-\t100%" in shown.stdout
+
+
+def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint(tmp_path: Path) -> None:
+    root = RECIPE.parents[1]
+    run, measured = tmp_path / "run", root / "benchmarks" / "results"
+    shutil.copytree(root / "checkpoints" / "smollm2-135m", run)
+    (run / "README.md").unlink()
+    config = {
+        "name": "mine", "steps": 5, "stop_after": None, "batch_size": 2, "seed": 0, "max_k": 16, "kept": 15,
+        "lora_rank": 48, "lora_modules": "attention", "anchored": True, "max_tokens": 288, "observation_weight": 0.3,
+    }  # fmt: skip
+    figures = {"config": config, "processes": 1, "tokens": 7, "rows_left_out": 0, "base_unchanged": True}
+    (run / "training.json").write_text(json.dumps(figures))
+    card, out = root / "checkpoints" / "smollm2-135m" / "README.md", tmp_path / "out"
+    same: tuple[object, ...] = ("--recipe", "recipes/mine.yaml", "--started-from", card, "--kept", 63)
+    same += "--evaluation", measured / "eval-alpaca-unseen.json"
+    same += "--answers", measured / "eval-alpaca-unseen-answers.json"
+    other = json.loads((measured / "eval-retention.json").read_text())
+    other["model"]["adapter"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    refused = script("publish.py", run, out, *same, "--probe", tmp_path / "other.json")
+    assert refused.returncode == 1 and "of different checkpoints" in refused.stderr
+    assert not out.exists()
+    probe = measured / "eval-retention.json"
+    made = script("publish.py", run, out, *same, "--probe", probe, "--remark", "It rained.")
+    assert made.returncode == 0, made.stderr
+    text = (out / "README.md").read_text()
+    training = card.read_text().partition("## Training\n\n")[2].partition("\nThe loss is")[0]
+    assert training in text
+    assert "Recipe `recipes/mine.yaml`: 5 steps of 2 rows" in text and "It rained.\nThe loss is" in text
+    assert json.loads((out / "gistlm.json").read_text())["kept"] == 63
+    assert {path.name for path in out.iterdir()} == {path.name for path in card.parent.iterdir()}

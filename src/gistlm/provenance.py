@@ -17,7 +17,7 @@ class GistInfo:
     model: str
     """Fingerprint of the model that reads it: weights, tokenizer and prompt format."""
     adapter: str
-    """Fingerprint of what wrote it: adapter and gist embeddings."""
+    """Fingerprint of what wrote it: adapter, gist embeddings, shares of fitting and observers."""
     base: str
     """The model's name, for people."""
     prompt_sha256: str

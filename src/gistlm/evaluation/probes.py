@@ -61,7 +61,7 @@ def training_rows(seed: int, n: int, kinds: Sequence[str] = ()) -> list[dict[str
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(f"there is no kind {kind!r}; there are {', '.join(KINDS)}")
-    streams = [_stream(kind, seed, "train") for kind in kinds or KINDS]
+    streams = [_stream(kind, seed, "train") for kind in dict.fromkeys(kinds or KINDS)]
     probes = [next(streams[row % len(streams)]) for row in range(n)]
     return [{"instruction": probe.prompt, "input": probe.input, "output": probe.expected} for probe in probes]
 

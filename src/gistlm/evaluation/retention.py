@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gistlm.engines.base import Engine, Request, Sampling
 from gistlm.errors import InputError
 from gistlm.evaluation.conditions import gists_of_each_k
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.results import label
-
-if TYPE_CHECKING:
-    pass
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""

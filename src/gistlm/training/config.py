@@ -6,7 +6,8 @@ A recipe is a mapping with the fields of `TrainConfig`; `data` is a list of mapp
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ class TrainConfig:
     max_k: int = 16
     """Most gist tokens."""
     k: list[int] | None = None
-    """What each row's number of gist tokens is drawn from, a number given twice twice as often; [1] trains one gist
-    token, as the paper does. By default 1, 2, 4, ... up to max_k, for an encoder-decoder every number."""
+    """What each row's number of gist tokens is drawn from; a number given twice is drawn twice as often. By default 1,
+    2, 4, ... up to max_k, for an encoder-decoder every number."""
     kept: int = 0
     """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (see `observe`).
     The fewest gist tokens that are learned is 1."""
@@ -138,6 +139,10 @@ class TrainConfig:
             raise InputError(f"stop_after must be from 1 to steps={self.steps}, got {self.stop_after}")
         if self.k is not None and not (isinstance(self.k, list) and self.k and all(map(self._may_draw, self.k))):
             raise InputError(f"k must be a list of whole numbers from 1 to max_k={self.max_k}, or null, got {self.k!r}")
+        if self.k is not None and not self.kept and max(self.k) < self.max_k:
+            raise InputError(
+                f"max_k={self.max_k} has gist tokens that k={self.k} never trains; set it to {max(self.k)}"
+            )
         if self.kept >= self.max_k:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
@@ -241,23 +246,43 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         raise DataError(f"{name}: data must be a list of mappings with at least a path")
     for source in sources:
         _check_keys(source, DataSource, f"{name}, data")
+    made = {**values, "data": [DataSource(**source) for source in sources]}
+    for key in _NUMBERS:
+        if key in values:
+            made[key] = _number(key, values[key])
+    for key, kind in _CHOICES.items():
+        if values.get(key) is not None:
+            made[key] = _choice(key, kind, values[key])
     try:
-        return TrainConfig(
-            **{
-                **values,
-                **{name: float(values[name]) for name in _NUMBERS if name in values},  # YAML 1.1 takes 1e-4 for a word
-                "data": [DataSource(**source) for source in sources],
-                "recipe": Recipe(values.get("recipe", Recipe.FROZEN)),
-                "condition": Condition(values.get("condition", Condition.GIST)),
-                "lora_modules": LoraModules(values.get("lora_modules", LoraModules.ATTENTION)),
-                "initial": None if values.get("initial") is None else Initial(values["initial"]),
-            }
-        )
-    except (TypeError, ValueError) as error:
+        return TrainConfig(**made)
+    except TypeError as error:
         raise InputError(f"{name}: {error}") from error
 
 
+_CHOICES: dict[str, type[StrEnum]] = {
+    "recipe": Recipe, "condition": Condition, "lora_modules": LoraModules, "initial": Initial,
+}  # fmt: skip
+
+
+def _number(name: str, value: object) -> float:
+    """YAML 1.1 takes 1e-4 for a word."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a number, got {value!r}") from None
+
+
+def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
+    try:
+        return kind(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise InputError(f"{name} must be one of {', '.join(kind)}, got {value!r}") from None
+
+
 def _check_keys(values: dict[str, Any], kind: Any, name: str) -> None:
+    for item in fields(kind):
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+            raise DataError(f"{name} lacks the option {item.name!r}")
     allowed = [item.name for item in fields(kind)]
     unknown = sorted(set(map(str, values)) - set(allowed))
     if unknown:
