@@ -71,7 +71,7 @@ def one_run(recipe: Record, options: argparse.Namespace) -> Record:
     checkpoint, result = folder / "checkpoint", folder / "eval.json"
     folder.mkdir(parents=True, exist_ok=True)
     own = {**recipe, "output": str(checkpoint), "threads": options.threads}
-    asked = yaml.safe_dump({"recipe": own, "measured on": [str(options.data), options.k, options.rows]})
+    asked = yaml.safe_dump({"recipe": recipe, "measured on": [str(options.data), options.k, options.rows]})
     plan = folder / "asked.yaml"
     if plan.exists() and plan.read_text(encoding="utf-8") != asked:
         raise DataError(f"{folder} holds a run of other options; remove it, or name another --out")

@@ -17,7 +17,7 @@ from typing import Any
 from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.gaps import gap_closed
 from gistlm.evaluation.results import label, read_results
-from gistlm.training.data import without
+from gistlm.training.data import normalise, without
 from gistlm.training.rows import read_rows
 
 
@@ -37,8 +37,13 @@ def run(options: argparse.Namespace) -> None:
     if results and len(results["rows"]) > len(rows):
         raise InputError(f"{options.results} has {len(results['rows'])} rows, {options.rows} only {len(rows)}")
     rows = rows[: len(results["rows"])] if results else rows
-    apart = set(without(rows, read_rows(options.training)))
-    print(f"{sum(row not in apart for row in rows)} of {len(rows)} rows of {options.rows} are near rows of training")
+    training = read_rows(options.training)
+    prompts, apart = {normalise(row.prompt) for row in training}, set(without(rows, training))
+    same = sum(normalise(row.prompt) in prompts for row in rows)
+    print(
+        f"{sum(row not in apart for row in rows)} of {len(rows)} rows of {options.rows} are near rows of training, "
+        f"{same} with the same prompt"
+    )
     if results:
         pairs = list(zip(rows, results["rows"], strict=True))
         near, far = ([own for row, own in pairs if (row in apart) == is_far] for is_far in (False, True))

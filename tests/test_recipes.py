@@ -263,7 +263,7 @@ def test_near_rows_and_what_a_result_says_of_them(tmp_path: Path) -> None:
     for name, own in (("rows", rows), ("training", rows[:1])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
     found = script("near_duplicates.py", tmp_path / "rows.jsonl", "--training", tmp_path / "training.jsonl")
-    assert "1 of 2 rows" in found.stdout
+    assert "1 of 2 rows" in found.stdout and "1 with the same prompt" in found.stdout
     results = RECIPE.parents[1] / "benchmarks" / "results" / "eval-system-prompts.json"
     few = script("near_duplicates.py", tmp_path / "rows.jsonl", "--training", tmp_path / "training.jsonl",
                  "--results", results)  # fmt: skip

@@ -127,7 +127,7 @@ def test_hold_out_takes_a_fraction_or_a_number_of_rows() -> None:
 
 @pytest.mark.parametrize("size", [-1, -0.1, 1.0, 3, 10, float("nan"), True, "2"])
 def test_hold_out_refuses_a_size_out_of_range(size: Any) -> None:
-    with pytest.raises(InputError, match="validation_rows must be lower"):
+    with pytest.raises(InputError, match="validation_rows must be from 0 to 2"):
         hold_out([Row(str(i), "x", "y") for i in range(3)], size, seed=0)
 
 

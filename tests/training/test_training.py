@@ -325,6 +325,8 @@ def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str
         ({"condition": "positive"}, "frozen recipe needs a lora_rank and trains the condition gist only"),
         ({"dtype": "int8"}, "dtype must be"),
         ({"recipe": "thawed"}, "recipe must be one of frozen, paper, got 'thawed'"),
+        ({"recipe": None}, "recipe must be one of frozen, paper, got None"),
+        ({"condition": None}, "condition must be one of"),
         ({"data": []}, "a recipe needs data"),
     ],
 )

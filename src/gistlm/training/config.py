@@ -251,7 +251,7 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         if key in values:
             made[key] = _number(key, values[key])
     for key, kind in _CHOICES.items():
-        if values.get(key) is not None:
+        if key in values and (key, values[key]) != ("initial", None):
             made[key] = _choice(key, kind, values[key])
     try:
         return TrainConfig(**made)
