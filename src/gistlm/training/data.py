@@ -86,7 +86,9 @@ def hold_out(rows: Sequence[Row], size: float, seed: int) -> tuple[list[Row], li
     total = len(rows)
     is_number = isinstance(size, (int, float)) and not isinstance(size, bool)
     if not is_number or not 0 <= size < (1 if isinstance(size, float) else total):
-        raise InputError(f"cannot hold out {size!r} of {total:,} rows; validation_rows must be from 0 to {max(0, total - 1)}")
+        raise InputError(
+            f"cannot hold out {size!r} of {total:,} rows; validation_rows must be from 0 to {max(0, total - 1)}"
+        )
     if not rows or not size:
         return list(rows), []
     room = min(max(1, round(size * total)), total - 1) if isinstance(size, float) else size
