@@ -16,6 +16,8 @@ from typing import Any
 
 from tables import table
 
+from gistlm.evaluation.leads import leads
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 _SLOT = re.compile(r"(<!-- ([\w-]+): made by docs/figures\.py -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -42,7 +44,7 @@ def quality() -> str:
     rows = []
     for gist, rival in gists_and_rivals(found):
         cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[gist["k"]], "answer_kl")]
-        rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, rival_cell(rival)])
+        rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, *rival_cells(found, rival)])
     head = [
         "gist of at most",
         "compression",
@@ -50,6 +52,7 @@ def quality() -> str:
         "divergence from the full prompt's model, on references",
         "the same, on its own answers",
         "best baseline of equal bytes (divergence, references)",
+        "the gist's lead over it, paired by row",
     ]
     return f"{table(head, rows)}\n\nOn references: {data_line(found)} On answers: {data_line(answers)}"
 
@@ -58,10 +61,17 @@ def system_prompts() -> str:
     """The same on long system prompts, without answers."""
     found = read("eval-system-prompts")
     rows = [
-        [tokens(gist), f"{gist['compression']:.1f}x", gap(gist, "nll"), gap(gist, "kl"), rival_cell(rival)]
+        [tokens(gist), f"{gist['compression']:.1f}x", gap(gist, "nll"), gap(gist, "kl"), *rival_cells(found, rival)]
         for gist, rival in gists_and_rivals(found)
     ]
-    head = ["gist of at most", "compression", "likelihood of the answers", "divergence", "best baseline of equal bytes"]
+    head = [
+        "gist of at most",
+        "compression",
+        "likelihood of the answers",
+        "divergence",
+        "best baseline of equal bytes",
+        "the gist's lead over it, paired by row",
+    ]
     return f"{table(head, rows)}\n\n{data_line(found)}"
 
 
@@ -163,9 +173,11 @@ def gap(condition: dict[str, Any], metric: str) -> str:
     return f"{figures['gap_closed']:.0%} ({low:.0%} to {high:.0%})"
 
 
-def rival_cell(condition: dict[str, Any]) -> str:
-    """A baseline by name, with its share."""
-    return f"{condition['name']}: {gap(condition, 'kl')}"
+def rival_cells(found: dict[str, Any], rival: dict[str, Any]) -> list[str]:
+    """A baseline by name with its share, and how far the gist of the same k is ahead of it."""
+    lead = next(each for each in leads(found, "kl") if (each.rival, each.k) == (rival["name"], rival["k"]))
+    low, high = lead.interval
+    return [f"{rival['name']}: {gap(rival, 'kl')}", f"{lead.share:.1%} ({low:.1%} to {high:.1%})"]
 
 
 def ratio(values: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Rows that the base model writes itself: instructions, inputs, and its own answers under the full prompt.
 
 Run: python recipes/self_generated.py --tasks SEED_TASKS.jsonl --rows 6000 --out rows.jsonl [--model smollm2-135m]
+     ... --first-chunk 57 --rows 2000 --out more.jsonl      other rows than the first 57 chunks of the same seed
 
 A third of the instructions are what the model writes as the user of its own chat template, the rest what it writes
 after three tasks drawn from a file of instruction, input and output. Answers are sampled from the model with the
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     """The whole recipe for one command line."""
     torch.set_num_threads(options.threads)
     tasks = [row for row in read_rows(options.tasks) if len(row.prompt + row.input) < 240]
-    rows, chunk = resume(options.out)
+    rows, chunk = resume(options.out, options.first_chunk)
     model = GistModel(load_checkpoint(options.model), batch_size=CHUNK)
     seen = {normalise(f"{row['instruction']} {row['input']}") for row in rows}
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -72,17 +73,17 @@ def run(options: argparse.Namespace) -> None:
             bar.update(task, completed=done)
 
 
-def resume(path: Path) -> tuple[list[dict[str, Any]], int]:
+def resume(path: Path, first_chunk: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Rows of the chunks that are whole, and the number of the next; what a kill cut short is removed."""
     if not path.exists():
-        return [], 0
+        return [], first_chunk
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
             break
-    chunk = rows[-1]["chunk"] if rows else 0
+    chunk = rows[-1]["chunk"] if rows else first_chunk
     rows = [row for row in rows if row["chunk"] < chunk]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return rows, chunk
@@ -163,6 +164,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", required=True, help="rows of instruction, input, output to draw examples from")
     parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--first-chunk", type=int, default=0, help=f"begin here, at rows {CHUNK} times as many")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m", help="a checkpoint; only its base is used")
     parser.add_argument("--answer-tokens", type=int, default=48)

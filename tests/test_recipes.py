@@ -27,14 +27,18 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "programmatic.py"
 KINDS = ("single", "system", "few-shot", "passage", "request")
 
 
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("programmatic", RECIPE)
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RECIPE.with_name(f"{name}.py"))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["programmatic"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    return load("programmatic")
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,17 @@ def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_traine
     assert made.returncode == 1
     assert "rank 4 has no option 'lora_size'" in made.stderr and "Traceback" not in made.stderr
     assert not (plan.parent / "out").exists()
+
+
+def test_self_generated_rows_go_on_behind_the_last_whole_chunk(tmp_path: Path) -> None:
+    module, path = load("self_generated"), tmp_path / "rows.jsonl"
+    assert module.resume(path, 57) == ([], 57)
+    rows = [{"instruction": str(place), "chunk": 57 + place // 2} for place in range(3)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"instruc')
+    assert module.resume(path, 57) == (rows[:2], 58)
+    assert path.read_text() == "".join(f"{json.dumps(row)}\n" for row in rows[:2])
+    path.write_text("")
+    assert module.resume(path, 57) == ([], 57)
 
 
 def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gistlm.errors import DataError, MissingDependencyError
 from gistlm.evaluation import plots
+from gistlm.evaluation.leads import leads
 from gistlm.evaluation.lengths import by_length, like_lengths
 from gistlm.evaluation.render import write_report
 from gistlm.evaluation.report import MAX_FILES, Result, drawn_metrics, gather, origin, points, retention, title
@@ -137,7 +138,7 @@ def test_a_bin_in_which_the_prompt_changes_nothing_has_no_share() -> None:
     for row in values["rows"][:10]:
         row["metrics"]["none"]["nll"] = 1.0
     assert by_length(values, "nll")["gist@1"][0].share is None
-    assert tables(values)[2].rows[0] == ["10 to 19", "10", "no gap", "no gap"]
+    assert tables(values)[3].rows[0] == ["10 to 19", "10", "no gap", "no gap"]
 
 
 def test_longer_outputs_weigh_more_in_a_bin_under_a_token_metric_alone() -> None:
@@ -163,6 +164,61 @@ def test_bins_of_all_rows_have_the_runners_own_share(tmp_path: Path) -> None:
             assert whole.interval == pytest.approx(point.interval, abs=1e-4)
 
 
+def test_a_lead_is_the_difference_of_two_shares_at_the_same_k() -> None:
+    values = made_up()
+    (lead,) = leads(values, "nll")
+    assert (lead.rival, lead.k) == ("truncation", 4)
+    assert lead.share == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
+    assert 0.5 < lead.interval[0] < lead.share < lead.interval[1] < 1.0 and lead.sure
+    for row in values["rows"]:
+        row["metrics"]["gist@4"], row["metrics"]["truncation@4"] = (
+            row["metrics"]["truncation@4"], row["metrics"]["gist@4"],
+        )  # fmt: skip
+    (behind,) = leads(values, "nll")
+    assert behind.share == pytest.approx(-lead.share) and not behind.sure
+
+
+def test_a_lead_is_sure_where_the_same_rows_are_hard_for_both() -> None:
+    values = made_up()
+    for place, row in enumerate(values["rows"]):
+        hard = 0.9 if place % 2 else 0.1
+        row["metrics"] = {
+            "full": {"nll": 1.0}, "none": {"nll": 2.0}, "gist@1": {"nll": 1.0}, "gist@4": {"nll": 1 + hard - 0.05},
+            "truncation@4": {"nll": 1 + hard},
+        }  # fmt: skip
+    (lead,) = leads(values, "nll")
+    assert lead.interval == pytest.approx((0.05, 0.05)) and lead.sure
+    bins = [group for name, groups in by_length(values, "nll").items() if name == "gist@4" for group in groups]
+    assert all(group.interval and group.interval[1] - group.interval[0] > 0.2 for group in bins)
+
+
+def test_a_lead_has_one_sign_whether_less_or_more_is_better() -> None:
+    values = made_up()
+    for row in values["rows"]:
+        for each in row["metrics"].values():
+            each["rougeL"] = -each["nll"]
+    less, more = (leads(values, metric)[0] for metric in ("nll", "rougeL"))
+    assert less.share == pytest.approx(more.share) and less.interval == pytest.approx(more.interval)
+
+
+@pytest.mark.parametrize("metric", ["nll", "kl"])
+def test_without_rows_a_gap_or_the_metric_nothing_is_ahead(metric: str) -> None:
+    values = made_up()
+    assert leads({**values, "rows": []}, metric) == []
+    for row in values["rows"]:
+        row["metrics"]["none"]["nll"] = row["metrics"]["full"]["nll"]
+    assert leads(values, metric) == []
+
+
+def test_the_lead_over_a_measured_baseline_is_the_difference_of_the_shown_shares() -> None:
+    values = gather([RESULTS / "eval-alpaca-unseen.json"])[0].values
+    shares = {(point.name, point.k): point.share for some in points(values, "kl").values() for point in some}
+    found = leads(values, "kl")
+    assert len(found) == len(shares) - len(values["settings"]["k"])
+    for lead in found:
+        assert lead.share == pytest.approx(shares["gist", lead.k] - shares[lead.rival, lead.k], abs=1e-4)
+
+
 def test_retention_is_a_grid_of_kinds_and_conditions() -> None:
     found = retention(made_up())
     assert found is not None
@@ -172,7 +228,10 @@ def test_retention_is_a_grid_of_kinds_and_conditions() -> None:
 
 
 def test_tables_say_value_share_and_interval() -> None:
-    references, answers, lengths, probed, judged = tables(made_up())
+    references, answers, ahead, lengths, probed, judged = tables(made_up())
+    assert ahead.head == ["baseline", "gist@4"]
+    ((lead,), (cell,)) = leads(made_up(), "nll"), [row[1] for row in ahead.rows]
+    assert cell == f"66.7 ({100 * lead.interval[0]:.1f} to {100 * lead.interval[1]:.1f})"
     assert references.head == ["condition", "KV bytes a prompt", "compression", "nll"]
     assert references.rows[0] == ["full", "19,200", "1.0x", "1.000"]
     assert references.rows[2] == ["gist@4", "2,560", "7.6x", "1.250 (75 %, 65 to 85 %)"]
@@ -228,7 +287,7 @@ def test_a_page_holds_every_plot_table_and_answer(result: Path, tmp_path: Path) 
         assert kind == "data:image/png;base64" and base64.b64decode(content).startswith(b"\x89PNG")
         assert len(str(image["alt"])) > 30
     assert len(page.all("img")) == len(page.all("figcaption")) == len(PLOTS)
-    assert len(page.all("table")) == len(page.all("caption")) == 6
+    assert len(page.all("table")) == len(page.all("caption")) == 7
     assert {cell.get("scope") for cell in page.all("th")} == {"col", "row"}
     assert "nll: gist 25 % at k=1, 75 % at k=4; truncation 0 % at k=4." in text
     assert text.count("so &lt;script&gt;") == 1

@@ -7,21 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gistlm.evaluation.gaps import Floats, bootstrap_counts, gap_closed, gap_interval
+from gistlm.evaluation.gaps import Floats, gap_closed, gap_interval
+from gistlm.evaluation.pooled import row_counts, row_sums, row_weights
 from gistlm.evaluation.results import label
 
 BINS = 4
 """Most groups of prompt lengths."""
 BIN_ROWS = 10
 """Fewer groups are made where they would have fewer rows than this on average."""
-WEIGHTS = {
-    "nll": "output_tokens", "kl": "output_tokens", "agreement": "output_tokens", "answer_kl": "answer_tokens",
-    "answer_agreement": "answer_tokens",
-}  # fmt: skip
-"""metric -> the tokens of a row over which it is a mean; all other metrics are one score a row."""
-_MOST_DRAWS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,7 @@ def by_length(values: dict[str, Any], metric: str) -> dict[str, list[Bin]]:
     names = [name for name in names if all(metric in row["metrics"].get(name, {}) for row in values["rows"])]
     found: dict[str, list[Bin]] = {}
     for rows in like_lengths(values["rows"]):
-        resamples = max(1, min(values["settings"]["resamples"], _MOST_DRAWS // len(rows)))
-        counts = bootstrap_counts(len(rows), resamples, abs(values["settings"]["seed"]))
+        counts = row_counts(rows, values)
         for name in names:
             found.setdefault(name, []).append(_bin(rows, metric, name, counts))
     return found
@@ -73,15 +65,10 @@ def like_lengths(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _bin(rows: Sequence[dict[str, Any]], metric: str, name: str, counts: Floats) -> Bin:
-    weights = np.array([row[WEIGHTS[metric]] if metric in WEIGHTS else 1 for row in rows], dtype=np.float64)
-    none, full, mine = (_sums(rows, weights, metric, condition) for condition in ("none", "full", name))
+    weights = row_weights(rows, metric)
+    none, full, mine = (row_sums(rows, metric, condition) for condition in ("none", "full", name))
     whole = max(1.0, float(weights.sum()))
     share = gap_closed(*(float(sums.sum()) / whole for sums in (none, full, mine)))
     interval = gap_interval(counts, weights, none, full, mine) if share is not None else None
     lengths = [row["prompt_tokens"] for row in rows]
     return Bin(min(lengths), max(lengths), len(rows), share, interval)
-
-
-def _sums(rows: Sequence[dict[str, Any]], weights: Floats, metric: str, condition: str) -> Floats:
-    """[rows] of a condition's own values, times their weights."""
-    return weights * np.array([row["metrics"][condition][metric] for row in rows], dtype=np.float64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gistlm.evaluation import report
+from gistlm.evaluation.leads import Lead, leads
 from gistlm.evaluation.lengths import Bin, by_length
 from gistlm.evaluation.report import Values, percent
 from gistlm.evaluation.results import label
@@ -26,7 +27,7 @@ class Table:
 
 def tables(values: Values) -> list[Table]:
     """Every table of a result."""
-    return [*_conditions(values), *_lengths(values), *_retention(values), *_judge(values)]
+    return [*_conditions(values), *_leads(values), *_lengths(values), *_retention(values), *_judge(values)]
 
 
 def _conditions(values: Values) -> list[Table]:
@@ -59,6 +60,24 @@ def _figures(figures: dict[str, Any], measured: bool) -> str:
 
 def _share(share: float, interval: Sequence[float] | None) -> str:
     return percent(share) + (f", {round(100 * interval[0])} to {percent(interval[1])}" if interval else "")
+
+
+def _leads(values: Values) -> list[Table]:
+    found = []
+    for metric in report.drawn_metrics(values):
+        cells = {(lead.rival, lead.k): _lead(lead) for lead in leads(values, metric)}
+        if cells:
+            rivals, ks = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
+            caption = f"{metric}: the gist's lead over each baseline of the same bytes, in points of the gap"
+            rows = [[rival, *(cells.get((rival, k), "") for k in ks)] for rival in rivals]
+            head = ["baseline", *(label("gist", k) for k in ks)]
+            found.append(Table(f"{caption} (95 % interval, paired by row; unsure where it reaches 0)", head, rows))
+    return found
+
+
+def _lead(lead: Lead) -> str:
+    low, high = (100 * end for end in lead.interval)
+    return f"{100 * lead.share:.1f} ({low:.1f} to {high:.1f}){'' if lead.sure else ', unsure'}"
 
 
 def _lengths(values: Values) -> list[Table]:
