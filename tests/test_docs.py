@@ -34,6 +34,8 @@ from gistlm.training.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
+LINKING += sorted((ROOT / "checkpoints").glob("*/README.md"))
 ROW = '{"prompt": "Answer in one word, %d.", "input": "What colour is the sky?", "output": "Blue."}\n'
 
 
@@ -53,6 +55,13 @@ def commands(page: Path) -> list[list[str]]:
                 if words[:1] == ["gistlm"]:
                     found.append(words[1:])
     return found
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that links give a page's headings: small letters, digits and underscores, with hyphens for spaces."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def table(page: str, heading: str, number: int = 0) -> list[str]:
@@ -128,11 +137,15 @@ def test_the_commands_of_a_page_run_in_order(page: Path, reader: Path, monkeypat
         assert result.exit_code == 0, f"gistlm {shlex.join(arguments)}: {result.output}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if not target.startswith(("http://", "https://", "#")):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        found = page.parent / file if file else page
+        assert found.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name} links to {target}, and no heading is called so"
 
 
 @pytest.mark.parametrize("name", ["tables", "figures", "picture"])
