@@ -25,6 +25,7 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
+from gistlm.stock import CACHE
 
 FULL_PROMPT, CACHED_PROMPT, GIST, SAME_TOKENS = "full_prompt", "cached_prompt", "gist", "same_tokens"
 
@@ -149,7 +150,7 @@ def prefill(checkpoint: Checkpoint, ids: Tensor) -> KeyValues:
     """Plain transformers over ids [batch, tokens]: keys and values, as before the first token of an answer."""
     cache = DynamicCache()
     with torch.no_grad():
-        checkpoint.reader(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        checkpoint.reader(ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     return key_values_of(cache)
 
 
@@ -163,7 +164,7 @@ def _plain_answers(
         output = checkpoint.reader.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
-            past_key_values=None if cached is None else DynamicCache(cached),
+            **{CACHE: None if cached is None else DynamicCache(cached)},
             generation_config=GenerationConfig(
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,

@@ -28,6 +28,7 @@ from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError
 from gistlm.files import write_atomically
 from gistlm.prompt import PromptTokenizer
+from gistlm.stock import CACHE
 from gistlm.training.data import normalise
 from gistlm.training.rows import Row, read_rows
 
@@ -141,12 +142,12 @@ def continue_text(model: GistModel, ids: list[int], new_tokens: int) -> list[str
     ending = prompts.output_end_ids[0]
     with torch.inference_mode():
         cache = DynamicCache()
-        reader.get_decoder()(tokens[:, :-1], past_key_values=cache, use_cache=True)
+        reader.get_decoder()(tokens[:, :-1], **{CACHE: cache}, use_cache=True)
         cache.batch_repeat_interleave(CHUNK)
         output = reader.generate(
             tokens.expand(CHUNK, -1),
             attention_mask=torch.ones_like(tokens).expand(CHUNK, -1),
-            past_key_values=cache,
+            **{CACHE: cache},
             generation_config=GenerationConfig(
                 max_new_tokens=new_tokens,
                 do_sample=True,

@@ -29,6 +29,7 @@ from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
 from gistlm.mask import Condition
+from gistlm.stock import CACHE
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.data import Row
@@ -137,7 +138,7 @@ class OnePass:
         out = self.model(inputs_embeds=embeddings, position_ids=positions, output_attentions=True, use_cache=True)
         first = len(row.opening)
         places = []
-        for attention, (keys, *_) in zip(out.attentions, out.past_key_values, strict=True):
+        for attention, (keys, *_) in zip(out.attentions, out[CACHE], strict=True):
             among = attention[0, :, n + row.k :, :n]
             shares = (among / among.sum(-1, keepdim=True)).sum(1)[:, first:]  # the opening is visible anyway
             group = shares.view(keys.shape[1], -1, n - first).sum(1)

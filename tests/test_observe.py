@@ -21,6 +21,7 @@ from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
 from gistlm.observe import READ_AGAIN, Look, Observation, Watch, check_observable, fit, missed
+from gistlm.stock import CACHE
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.objectives import passes_of
 from gistlm.training.rows import Row
@@ -35,7 +36,7 @@ def own_cache(checkpoint: Checkpoint, prompt: str, first: int) -> Any:
     ids = torch.tensor([checkpoint.prompts.prompt_ids(prompt)])
     positions = torch.arange(first, first + ids.shape[1])[None]
     with torch.no_grad():
-        cache = checkpoint.reader(ids, position_ids=positions, use_cache=True).past_key_values
+        cache = checkpoint.reader(ids, position_ids=positions, use_cache=True)[CACHE]
     return [(keys[0, :, OPENING:], values[0, :, OPENING:]) for keys, values, _ in cache]
 
 

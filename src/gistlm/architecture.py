@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from gistlm.errors import UnsupportedModelError
 from gistlm.mask import Condition, Part, additive, decoder_mask
+from gistlm.stock import CACHE
 
 Numbering = Literal["relative", "absolute"]
 
@@ -117,8 +118,8 @@ def _refuse_unless_exact(name: str, config: Any, model: Any) -> None:
         reason = "its ALiBi biases are numbered by column and take no position_ids"
     elif "local" in (getattr(config, "attention_layers", None) or []):
         reason = "its local attention counts columns, not positions"
-    elif {"past_key_values", "position_ids"} - set(inspect.signature(model.forward).parameters):
-        reason = "its forward takes no past_key_values and position_ids"
+    elif {CACHE, "position_ids"} - set(inspect.signature(model.forward).parameters):
+        reason = "its forward takes no cache and position_ids"
     if reason:
         raise UnsupportedModelError(f"the architecture {name!r} cannot be gisted exactly: {reason}")
 
@@ -184,12 +185,10 @@ def _three_passes_against_one(model: Any, architecture: Architecture) -> float:
     one = model(ids, attention_mask=masks, position_ids=positions).logits[:, n + k :]
 
     cache = DynamicCache()
-    model(ids[:, : n + k], position_ids=positions[:, : n + k], past_key_values=cache)
+    model(ids[:, : n + k], position_ids=positions[:, : n + k], **{CACHE: cache})
     gist = DynamicCache([(keys[:, :, n:], values[:, :, n:]) for keys, values, _ in cache])
     masks = architecture.masks(parts[:, n:], positions[:, n:], r, model.dtype)
-    three = model(
-        ids[:, n + k :], attention_mask=masks, position_ids=positions[:, n + k :], past_key_values=gist
-    ).logits
+    three = model(ids[:, n + k :], attention_mask=masks, position_ids=positions[:, n + k :], **{CACHE: gist}).logits
     return _difference(one, three)
 
 

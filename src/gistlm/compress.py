@@ -27,6 +27,7 @@ from gistlm.gist import Gist
 from gistlm.mask import Part
 from gistlm.observe import READ_AGAIN, Observation, PassIsOver, Watch
 from gistlm.provenance import GistInfo
+from gistlm.stock import CACHE
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], whole: 
     cache = DynamicCache()
     reader = checkpoint.reader.get_decoder()
     with torch.no_grad() if checkpoint.config.recipe == Recipe.FROZEN else nullcontext():
-        reader(tokens, attention_mask=column_mask(parts), position_ids=positions, past_key_values=cache, use_cache=True)
+        reader(tokens, attention_mask=column_mask(parts), position_ids=positions, **{CACHE: cache}, use_cache=True)
     return Encoded(key_values_of(cache), parts, positions, starts + lengths, tokens)
 
 
@@ -208,12 +209,12 @@ def _written(
     decoder, width = checkpoint.writer_decoder, prompt_parts.shape[1]
     if not checkpoint.config.kept:
         with suppress(PassIsOver):
-            decoder(**inputs, past_key_values=cache, use_cache=True)
+            decoder(**inputs, **{CACHE: cache}, use_cache=True)
         return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)], None
     own, observers = checkpoint.may_be_kept(prompt_parts), behind[:, learned:] != Part.PAD
     watch = Observation(prompt_parts != Part.PAD, own, observers, learned, kept, checkpoint.fitted)
     with watch(decoder):
-        decoder(**inputs, past_key_values=cache, use_cache=True)
+        decoder(**inputs, **{CACHE: cache}, use_cache=True)
     return watch.gists, watch
 
 
@@ -249,7 +250,7 @@ def encode_opening(checkpoint: Checkpoint) -> KeyValues:
     cache = DynamicCache()
     ids = torch.tensor([checkpoint.visible_opening_ids], device=checkpoint.reader.device)
     with torch.no_grad():
-        checkpoint.reader.get_decoder()(ids, past_key_values=cache, use_cache=True)
+        checkpoint.reader.get_decoder()(ids, **{CACHE: cache}, use_cache=True)
     return key_values_of(cache)
 
 

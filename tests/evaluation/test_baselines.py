@@ -14,6 +14,7 @@ from gistlm.errors import ModelNotFoundError, UnsupportedModelError
 from gistlm.evaluation import words
 from gistlm.evaluation.baselines import BASELINES, Source, make_baseline
 from gistlm.gist import Gist
+from gistlm.stock import CACHE
 
 PROMPTS = ["You answer for a shop. Be short.", "Returns are taken for thirty days, and they are free of charge."]
 TEXT, OUTPUT = "Where is it?", "In the box."
@@ -137,7 +138,7 @@ def test_selected_tokens_are_the_prompts_own_and_nothing_is_learned(kind: str) -
         whole = few.provenance.start == ids.shape[1]
         first = 0 if whole else checkpoint.opening_tokens - ids.shape[1]
         with torch.no_grad():
-            cache = checkpoint.reader(ids, position_ids=torch.arange(first, first + ids.shape[1])[None]).past_key_values
+            cache = checkpoint.reader(ids, position_ids=torch.arange(first, first + ids.shape[1])[None])[CACHE]
         for (keys, _, _), some, more in zip(cache, few.keys, many.keys, strict=True):
             distances = (more[:, :, None] - keys[0][:, None]).abs().amax(-1).amin(-1)
             assert float(distances.max()) < 1e-5

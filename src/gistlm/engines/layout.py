@@ -24,6 +24,7 @@ from gistlm.engines.base import Request
 from gistlm.errors import PromptTooLongError
 from gistlm.gist import Gist
 from gistlm.mask import Part
+from gistlm.stock import CACHE
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Layout:
             "inputs": prepared.tokens,
             "attention_mask": (prepared.parts != Part.PAD).long(),
             "position_ids": prepared.positions,
-            "past_key_values": DynamicCache(prepared.cached) if prepared.cached else None,
+            CACHE: DynamicCache(prepared.cached) if prepared.cached else None,
         }
         return inputs, prepared.tokens.shape[1]
 
@@ -113,7 +114,7 @@ class Layout:
                 prepared.tokens,
                 attention_mask=masks,
                 position_ids=prepared.positions[:, -width:],
-                past_key_values=DynamicCache(prepared.cached),
+                **{CACHE: DynamicCache(prepared.cached)},
                 logits_to_keep=torch.arange(width - last - 1, width - 1, device=reader.device),
             ).logits
         return logits

@@ -37,6 +37,7 @@ from gistlm.gist import Gist
 from gistlm.initial import default_initial, initial_embeddings
 from gistlm.mask import Part
 from gistlm.provenance import GistInfo
+from gistlm.stock import CACHE
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
 """From prompts and ks to the gists of every k, in the prompts' order."""
@@ -244,7 +245,7 @@ def _encode(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], starts: Sequen
     cache = DynamicCache()
     with torch.no_grad():
         checkpoint.reader.get_decoder()(
-            tokens, attention_mask=column_mask(parts), position_ids=positions, past_key_values=cache, use_cache=True
+            tokens, attention_mask=column_mask(parts), position_ids=positions, **{CACHE: cache}, use_cache=True
         )
     return key_values_of(cache)
 

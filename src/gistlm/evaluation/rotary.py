@@ -14,6 +14,7 @@ from gistlm.checkpoint import Checkpoint
 from gistlm.columns import key_values_of
 from gistlm.errors import UnsupportedModelError
 from gistlm.initial import embedding_weight
+from gistlm.stock import CACHE
 
 _TOKENS, _SHIFT = 8, 11
 _TOLERANCE = 1e-3
@@ -58,7 +59,7 @@ def _fit(checkpoint: Checkpoint, inverse_frequencies: list[Tensor], layers: list
     for first in (0, _SHIFT):
         cache = DynamicCache()
         positions = torch.arange(first, first + _TOKENS, device=ids.device)[None]
-        reader.get_decoder()(ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        reader.get_decoder()(ids, position_ids=positions, **{CACHE: cache}, use_cache=True)
         caches.append([keys[0].float() for keys, _ in key_values_of(cache)])
     by = torch.full((_TOKENS,), _SHIFT, device=ids.device)
     tolerance = _TOLERANCE * (1 if reader.dtype == torch.float32 else 50)

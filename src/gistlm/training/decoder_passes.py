@@ -16,6 +16,7 @@ from gistlm.columns import KeyValues, join_key_values, key_values_of, left_posit
 from gistlm.compress import Encoded, encode_opening, prompt_starts, write_gists
 from gistlm.mask import Condition, Part
 from gistlm.observe import Watch, missed
+from gistlm.stock import CACHE
 from gistlm.training.batch import Batch
 
 
@@ -42,7 +43,7 @@ class DecoderPasses:
                     parts, positions, parts.shape[1], self.checkpoint.reader.dtype, Condition.POSITIVE
                 ),
                 position_ids=positions,
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=_predictors(parts.shape[1], last, parts.device),
             ).logits
@@ -75,7 +76,7 @@ class DecoderPasses:
             batch.rests,
             attention_mask=masks,
             position_ids=positions[:, -width:],
-            past_key_values=DynamicCache(join_key_values(repeat_key_values(self.opening, rows), gist or [])),
+            **{CACHE: DynamicCache(join_key_values(repeat_key_values(self.opening, rows), gist or []))},
             use_cache=True,
             logits_to_keep=_predictors(width, last, parts.device),
         ).logits
