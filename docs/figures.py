@@ -52,7 +52,7 @@ def quality() -> str:
         "divergence from the full prompt's model, on references",
         "the same, on its own answers",
         "best baseline of equal bytes (divergence, references)",
-        "the gist's lead over it, paired by row",
+        "the gist's lead over it in points, paired by row",
     ]
     return f"{table(head, rows)}\n\nOn references: {data_line(found)} On answers: {data_line(answers)}"
 
@@ -70,7 +70,7 @@ def system_prompts() -> str:
         "likelihood of the answers",
         "divergence",
         "best baseline of equal bytes",
-        "the gist's lead over it, paired by row",
+        "the gist's lead over it in points, paired by row",
     ]
     return f"{table(head, rows)}\n\n{data_line(found)}"
 
@@ -176,8 +176,7 @@ def gap(condition: dict[str, Any], metric: str) -> str:
 def rival_cells(found: dict[str, Any], rival: dict[str, Any]) -> list[str]:
     """A baseline by name with its share, and how far the gist of the same k is ahead of it."""
     lead = next(each for each in leads(found, "kl") if (each.rival, each.k) == (rival["name"], rival["k"]))
-    low, high = lead.interval
-    return [f"{rival['name']}: {gap(rival, 'kl')}", f"{lead.share:.1%} ({low:.1%} to {high:.1%})"]
+    return [f"{rival['name']}: {gap(rival, 'kl')}", str(lead)]
 
 
 def ratio(values: dict[str, float]) -> str:

@@ -12,7 +12,8 @@ import pytest
 from gists import files_below
 
 from gistlm import files
-from gistlm.files import home, reason, remove_abandoned, sha256, write_atomically
+from gistlm.errors import InputError
+from gistlm.files import check_target, home, reason, remove_abandoned, sha256, write_atomically
 
 
 def test_a_file_is_written_in_folders_that_did_not_exist(tmp_path: Path) -> None:
@@ -28,6 +29,21 @@ def test_an_existing_file_is_replaced_and_its_open_readers_keep_the_old_content(
         write_atomically(path, b"new")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new"
+
+
+def test_a_target_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    for name in ("old", "new", "folder/new"):
+        check_target(tmp_path / name)
+    assert (tmp_path / "old").read_bytes() == b"old"
+    assert files_below(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize("name", ["", "file/x"])
+def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot write to"):
+        check_target(tmp_path / name)
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

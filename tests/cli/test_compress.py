@@ -83,11 +83,19 @@ def test_a_missing_prompt_file_is_one_sentence(fake: Run) -> None:
 
 def test_a_folder_as_prompt_or_as_output_is_one_sentence(fake: Run, prompt: Path) -> None:
     assert "cannot read ." in error_line(fake("compress", ".", "-o", "x.gist"))
-    assert ". is a folder" in error_line(fake("compress", prompt, "-o", "."))
+    assert "cannot write to .: it is a folder" in error_line(fake("compress", prompt, "-o", "."))
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(fake: Run, prompt: Path) -> None:
-    assert "cannot write the gist" in error_line(fake("compress", prompt, "-o", "prompt.txt/x.gist"))
+    assert "cannot write to prompt.txt/x.gist: " in error_line(fake("compress", prompt, "-o", "prompt.txt/x.gist"))
+
+
+def test_a_prompt_is_not_overwritten_by_its_gist(fake: Run, prompt: Path) -> None:
+    before = prompt.read_bytes()
+    Path("link.txt").symlink_to(prompt)
+    for output in ("prompt.txt", "./prompt.txt", "link.txt"):
+        assert "written over what it is made from" in error_line(fake("compress", "prompt.txt", "-o", output))
+    assert prompt.read_bytes() == before
 
 
 def test_an_empty_stdin_is_one_sentence(fake: Run) -> None:

@@ -77,11 +77,27 @@ def test_a_skipped_baseline_is_said_so(real: Run, checkpoint: Path, rows: Path) 
         (["--data", "rows.jsonl", "--new-tokens", "0"], "new_tokens must be 1 or more"),
         (["--data", "rows.jsonl", "--limit", "0"], "limit is 0"),
         (["--data", "rows.jsonl", "--threads", "0"], "--threads must be 1 or more"),
+        (["--data", "rows.jsonl", "--new-tokens", "999999"], "fits: a row has at most 1,024 tokens (max_tokens)"),
+        (["--data", "rows.jsonl", "--seed", "-1"], "seed must be 0 or more, got -1"),
+        (["--limit", "0"], "limit is 0"),
         (["--data", "rows.jsonl", "--json", "."], "is a folder"),
+        (["--data", "rows.jsonl", "--json", "rows.jsonl/x.json"], "cannot write to rows.jsonl/x.json: "),
+        (["--data", "rows.jsonl", "--json", "./rows.jsonl"], "would be written over what it is made from"),
     ],
 )
 def test_a_mistake_is_one_sentence(real: Run, checkpoint: Path, rows: Path, options: list[str], message: str) -> None:
+    before = rows.read_text()
     assert message in error_line(real("eval", "--model", checkpoint, *options))
+    assert rows.read_text() == before
+
+
+def test_rows_that_are_left_out_are_counted(real: Run, checkpoint: Path, rows: Path) -> None:
+    with rows.open("a") as file:
+        file.write(json.dumps({"instruction": "Repeat. " * 400, "input": "", "output": "No."}) + "\n")
+    options = ["--k", "1", "--no-generate", "--baselines", "none", "--max-tokens", "100"]
+    done = real("eval", "--data", rows, "--model", checkpoint, *options)
+    assert "references of 4 rows" in done.stdout
+    assert "1 rows of rows.jsonl were left out" in done.stdout
 
 
 @pytest.mark.parametrize(

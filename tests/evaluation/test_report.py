@@ -13,7 +13,7 @@ import pytest
 
 from gistlm.errors import DataError, MissingDependencyError
 from gistlm.evaluation import plots
-from gistlm.evaluation.leads import leads
+from gistlm.evaluation.leads import Lead, leads
 from gistlm.evaluation.lengths import by_length, like_lengths
 from gistlm.evaluation.render import write_report
 from gistlm.evaluation.report import MAX_FILES, Result, drawn_metrics, gather, origin, points, retention, title
@@ -169,13 +169,37 @@ def test_a_lead_is_the_difference_of_two_shares_at_the_same_k() -> None:
     (lead,) = leads(values, "nll")
     assert (lead.rival, lead.k) == ("truncation", 4)
     assert lead.share == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
-    assert 0.5 < lead.interval[0] < lead.share < lead.interval[1] < 1.0 and lead.sure
+    assert lead.interval and 0.5 < lead.interval[0] < lead.share < lead.interval[1] < 1.0
+    assert lead.standing == "ahead"
     for row in values["rows"]:
         row["metrics"]["gist@4"], row["metrics"]["truncation@4"] = (
             row["metrics"]["truncation@4"], row["metrics"]["gist@4"],
         )  # fmt: skip
     (behind,) = leads(values, "nll")
-    assert behind.share == pytest.approx(-lead.share) and not behind.sure
+    assert behind.share == pytest.approx(-lead.share) and str(behind).endswith("), behind")
+    for row in values["rows"][::2]:
+        row["metrics"]["gist@4"], row["metrics"]["truncation@4"] = (
+            row["metrics"]["truncation@4"], row["metrics"]["gist@4"],
+        )  # fmt: skip
+    assert str(leads(values, "nll")[0]).endswith("), unsure")
+
+
+def test_a_lead_of_one_row_has_no_interval_and_is_unsure() -> None:
+    (lead,) = leads(made_up(1), "nll")
+    assert str(lead) == "100.0, unsure"
+
+
+@pytest.mark.parametrize(
+    ("share", "interval", "text"),
+    [
+        (-0.0013, (-0.002, -0.0005), "-0.13 (-0.20 to -0.05), behind"),
+        (0.5, (0.0, 0.9), "50.0 (0.00 to 90.0), unsure"),
+        (0.006, (-0.002, 0.016), "0.60 (-0.20 to 1.6), unsure"),
+        (0.3, (0.2, 0.4), "30.0 (20.0 to 40.0)"),
+    ],
+)
+def test_a_lead_says_on_which_side_of_zero_it_is(share: float, interval: tuple[float, float], text: str) -> None:
+    assert str(Lead(4, "last", share, interval)) == text
 
 
 def test_a_lead_is_sure_where_the_same_rows_are_hard_for_both() -> None:
@@ -187,7 +211,7 @@ def test_a_lead_is_sure_where_the_same_rows_are_hard_for_both() -> None:
             "truncation@4": {"nll": 1 + hard},
         }  # fmt: skip
     (lead,) = leads(values, "nll")
-    assert lead.interval == pytest.approx((0.05, 0.05)) and lead.sure
+    assert lead.interval == pytest.approx((0.05, 0.05)) and lead.standing == "ahead"
     bins = [group for name, groups in by_length(values, "nll").items() if name == "gist@4" for group in groups]
     assert all(group.interval and group.interval[1] - group.interval[0] > 0.2 for group in bins)
 
@@ -230,8 +254,9 @@ def test_retention_is_a_grid_of_kinds_and_conditions() -> None:
 def test_tables_say_value_share_and_interval() -> None:
     references, answers, ahead, lengths, probed, judged = tables(made_up())
     assert ahead.head == ["baseline", "gist@4"]
-    ((lead,), (cell,)) = leads(made_up(), "nll"), [row[1] for row in ahead.rows]
-    assert cell == f"66.7 ({100 * lead.interval[0]:.1f} to {100 * lead.interval[1]:.1f})"
+    (lead,) = leads(made_up(), "nll")
+    assert lead.interval and ahead.rows == [["truncation", str(lead)]]
+    assert str(lead) == f"66.7 ({100 * lead.interval[0]:.1f} to {100 * lead.interval[1]:.1f})"
     assert references.head == ["condition", "KV bytes a prompt", "compression", "nll"]
     assert references.rows[0] == ["full", "19,200", "1.0x", "1.000"]
     assert references.rows[2] == ["gist@4", "2,560", "7.6x", "1.250 (75 %, 65 to 85 %)"]

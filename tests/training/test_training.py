@@ -276,6 +276,18 @@ def test_a_folder_with_a_run_of_another_recipe_is_refused(base: str, rows: str, 
     assert figures(tmp_path / "out") == before
 
 
+def test_a_run_that_never_began_does_not_bind_its_folder_to_its_recipe(base: str, rows: str, tmp_path: Path) -> None:
+    chosen = {**RECIPES["frozen"], "steps": 1}
+    with pytest.raises(InputError, match="validation_rows must be from 0 to"):
+        train(parse_config(options(base, rows, tmp_path / "out", **chosen | {"validation_rows": 10_000})))
+    assert figures(train(parse_config(options(base, rows, tmp_path / "out", **chosen))))
+
+
+def test_an_output_that_is_no_folder_is_one_sentence(base: str, rows: str) -> None:
+    with pytest.raises(InputError, match=r"cannot write to output .*: Not a directory; name another folder"):
+        train(parse_config(options(base, rows, Path(rows), **RECIPES["frozen"], steps=1)))
+
+
 def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str, tmp_path: Path) -> None:
     chosen = {**RECIPES["frozen"], "steps": 2}
     train(parse_config(options(base, rows, tmp_path / "out", **chosen, threads=1)))

@@ -19,8 +19,9 @@ from gistlm.cli.options import (
     ModelOption,
 )
 from gistlm.cli.show import byte_count, duration, print_json, print_table
-from gistlm.cli.text import read_prompt
+from gistlm.cli.text import STDIN, read_prompt
 from gistlm.errors import InputError
+from gistlm.files import check_target
 
 if TYPE_CHECKING:
     from gistlm.gist import Gist
@@ -49,9 +50,8 @@ def compress(
     """
     if k < 1:
         raise InputError(f"-k is the number of gist tokens, 1 or more; got {k}")
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; name a file, for example -o {output / 'prompt.gist'}")
     text = read_prompt(prompt)
+    check_target(output, None if prompt == STDIN else prompt)
     loaded = EngineOptions(engine, model, base, device, dtype).load()
     begin = time.perf_counter()
     gist: Gist = loaded.compress(text, k)  # type: ignore[assignment]  # one prompt gives one gist

@@ -13,6 +13,7 @@ import typer
 from gistlm.cli.options import DEFAULT_MODEL, BaseOption, DeviceOption, DtypeOption, EngineOption, EngineOptions
 from gistlm.cli.show import byte_count, duration, print_table
 from gistlm.errors import GistlmError, InputError
+from gistlm.files import check_target
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine
@@ -124,8 +125,8 @@ def _check_usage(
         raise typer.BadParameter("--judge and --judge-model go together: the endpoint and the model that judges there")
     if judge is not None and (data is None or not generate):
         raise typer.BadParameter("--judge compares generated answers: it needs --data, and no --no-generate")
-    if json is not None and json.is_dir():
-        raise InputError(f"{json} is a folder; name a file, for example --json {json / 'results.json'}")
+    if json is not None:
+        check_target(json, data)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -184,9 +185,9 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float) -> None:
 
     results["run"] = describe.run(sys.argv[1:], seconds)
     results = {name: round_floats(results[name]) for name in SCHEMA}
+    print_results(results)  # first, so that a disk that is full by now takes only the file
     if path is not None:
         write_results(path, results)
-    print_results(results)
     print(f"measured in {duration(seconds)}" + (f"; the results are in {path}" if path is not None else ""))
 
 
@@ -225,6 +226,8 @@ def print_results(results: dict[str, Any]) -> None:
         columns = ("condition", "against", "wins", "ties", "losses", "win_rate")
         cells = [[str(each[name]) for name in columns] for each in results["judge"]]
         print_table(cells, [name.replace("_", " ") for name in columns], "judged answers")
+    if data["skipped"]:
+        print(f"{data['skipped']:,} rows of {data['name']} were left out: longer than --max-tokens, or than the model")
     for name, reason in results["skipped"].items():
         print(f"{name} was skipped: {reason}")
 

@@ -23,13 +23,19 @@ class Lead:
     rival: str
     share: float
     """1 is the whole gap; below 0 the baseline is ahead."""
-    interval: tuple[float, float]
-    """95 %, paired; the share twice where no resample has a gap."""
+    interval: tuple[float, float] | None
+    """95 %, paired; None of a single row, and where no resample has a gap."""
 
     @property
-    def sure(self) -> bool:
-        """Whether the whole interval is above 0."""
-        return self.interval[0] > 0
+    def standing(self) -> str:
+        """ "ahead" or "behind" where the whole interval is on one side of 0, else "unsure"."""
+        low, high = self.interval or (0.0, 0.0)
+        return "ahead" if low > 0 else "behind" if high < 0 else "unsure"
+
+    def __str__(self) -> str:
+        """For example "21.4 (19.4 to 23.3)", in points of the gap; "unsure" and "behind" are said."""
+        interval = f" ({_points(self.interval[0])} to {_points(self.interval[1])})" if self.interval else ""
+        return f"{_points(self.share)}{interval}{'' if self.standing == 'ahead' else f', {self.standing}'}"
 
 
 def leads(values: dict[str, Any], metric: str) -> list[Lead]:
@@ -50,6 +56,11 @@ def leads(values: dict[str, Any], metric: str) -> list[Lead]:
         # none - (none - lag) is the lag: a lead is what a condition that is better by it would close
         share = gap_closed(*(float(sums.sum()) / whole for sums in (none, full, none - lag)))
         if share is not None:
-            interval = gap_interval(counts, weights, none, full, none - lag)
-            found.append(Lead(k, name, share, interval or (share, share)))
+            interval = gap_interval(counts, weights, none, full, none - lag) if len(rows) > 1 else None
+            found.append(Lead(k, name, share, interval))
     return found
+
+
+def _points(share: float) -> str:
+    """Two digits behind the point where one would hide on which side of 0 it is."""
+    return f"{100 * share:.{1 if abs(share) >= 0.01 else 2}f}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gistlm.evaluation import report
-from gistlm.evaluation.leads import Lead, leads
+from gistlm.evaluation.leads import leads
 from gistlm.evaluation.lengths import Bin, by_length
 from gistlm.evaluation.report import Values, percent
 from gistlm.evaluation.results import label
@@ -65,19 +65,14 @@ def _share(share: float, interval: Sequence[float] | None) -> str:
 def _leads(values: Values) -> list[Table]:
     found = []
     for metric in report.drawn_metrics(values):
-        cells = {(lead.rival, lead.k): _lead(lead) for lead in leads(values, metric)}
+        cells = {(lead.rival, lead.k): str(lead) for lead in leads(values, metric)}
         if cells:
             rivals, ks = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
             caption = f"{metric}: the gist's lead over each baseline of the same bytes, in points of the gap"
             rows = [[rival, *(cells.get((rival, k), "") for k in ks)] for rival in rivals]
             head = ["baseline", *(label("gist", k) for k in ks)]
-            found.append(Table(f"{caption} (95 % interval, paired by row; unsure where it reaches 0)", head, rows))
+            found.append(Table(f"{caption} (95 % interval, paired by row; unsure where that reaches 0)", head, rows))
     return found
-
-
-def _lead(lead: Lead) -> str:
-    low, high = (100 * end for end in lead.interval)
-    return f"{100 * lead.share:.1f} ({low:.1f} to {high:.1f}){'' if lead.sure else ', unsure'}"
 
 
 def _lengths(values: Values) -> list[Table]:

@@ -21,7 +21,7 @@ from gistlm.evaluation.baselines import BASELINES, Source
 from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
 from gistlm.evaluation.table import Table
 from gistlm.evaluation.words import LLMLINGUA2
-from gistlm.training.rows import Row, read_rows
+from gistlm.training.rows import Row, check_count, read_rows
 
 OnProgress = Callable[[int, int], None]
 """Called with the units of work that are done, and with all of them."""
@@ -59,6 +59,9 @@ class EvalConfig:
         for name in ("max_tokens", "new_tokens", "batch_size", "resamples"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_count("limit", self.limit)
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, got {self.seed}")
         if not self.ks:
             raise InputError("k must name at least one number of gist tokens, for example 1,4,16")
         object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
@@ -91,7 +94,11 @@ def evaluate(engine: Engine, data: str, config: EvalConfig, on_progress: OnProgr
     read = read_rows(data, limit=config.limit)
     rows = [row for row in read if _fits(engine, row, config)]
     if not rows:
-        raise DataError(f"none of the {len(read)} rows of {data} has at most {config.max_tokens} tokens; raise it")
+        raise DataError(
+            f"none of the {len(read)} rows of {data} fits: a row has at most {config.max_tokens:,} tokens (max_tokens) "
+            f"and, with the longest gist and an answer of {config.new_tokens:,} tokens (new_tokens), at most the "
+            f"{checkpoint.architecture.context:,} that the model has room for; raise the first or lower the second"
+        )
     source = Source(checkpoint, [row.prompt for row in rows], config.classifier, config.seed)
     conditions = Conditions(engine, config.ks, config.baselines, source)
     table = measure(engine, rows, conditions, config, on_progress)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 from gistlm.errors import InputError
-from gistlm.files import write_atomically
+from gistlm.files import reason, write_atomically
 from gistlm.training.config import TrainConfig
 
 WEIGHTS = "trainable.safetensors"
@@ -65,13 +65,18 @@ def step_of(save: Path) -> int:
 
 
 def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
-    """Raise `InputError` when the folder holds a run of another recipe or number of processes; record this one's."""
+    """Raise `InputError` when the folder holds saves of another recipe or number of processes; record this run's."""
     record = run / "recipe.json"
     values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
     text = json.dumps(values | ({"processes": processes} if processes > 1 else {}), indent=2)
-    if not record.exists():
-        write_atomically(record, text.encode())
-    elif record.read_text(encoding="utf-8") != text:
-        raise InputError(
-            f"{run} holds a run of another recipe or number of processes; choose another output, or delete that folder"
-        )
+    try:
+        begun = record.exists() and any(run.glob("checkpoint-*"))
+        if begun and record.read_text(encoding="utf-8") != text:
+            raise InputError(
+                f"{run} holds a run of another recipe or number of processes; choose another output, or delete that "
+                "folder"
+            )
+        if not begun:
+            write_atomically(record, text.encode())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a record that is no text
+        raise InputError(f"cannot write to output {config.output}: {reason(error)}; name another folder") from error
