@@ -14,7 +14,7 @@ from tiny import save_tiny
 
 from gistlm.errors import DataError, InputError
 from gistlm.training.config import parse_config
-from gistlm.training.data import DataSource, hold_out, load_sources, normalise, overlap, without
+from gistlm.training.data import DataSource, hold_out, load_sources, normalise, without
 from gistlm.training.loop import train
 from gistlm.training.rows import Row
 
@@ -103,8 +103,8 @@ rows_with_few_prompts = st.lists(
 )
 
 
-@given(rows_with_few_prompts, st.floats(0, 0.99) | st.integers(0, 30), st.integers(0, 9))
-def test_hold_out_keeps_every_row_and_never_a_prompt_on_both_sides(rows: list[Row], size: float, seed: int) -> None:
+@given(rows_with_few_prompts, st.integers(0, 30), st.integers(0, 9))
+def test_hold_out_keeps_every_row_and_never_a_prompt_on_both_sides(rows: list[Row], size: int, seed: int) -> None:
     try:
         train, held = hold_out(rows, size, seed)
     except (InputError, DataError):
@@ -112,34 +112,27 @@ def test_hold_out_keeps_every_row_and_never_a_prompt_on_both_sides(rows: list[Ro
     assert not {normalise(row.prompt) for row in train} & {normalise(row.prompt) for row in held}
     assert sorted(train + held, key=repr) == sorted(rows, key=repr)
     assert train == [row for row in rows if row in set(train)]
-    assert len(held) <= (max(1, round(size * len(rows))) if isinstance(size, float) else size)
+    assert len(held) <= size
     assert train or not rows
     assert (train, held) == hold_out(rows, size, seed)
 
 
-def test_hold_out_takes_a_fraction_or_a_number_of_rows() -> None:
+def test_hold_out_takes_a_number_of_rows() -> None:
     rows = [Row(f"prompt {i}", "x", "y") for i in range(50)]
-    assert len(hold_out(rows, 0.2, seed=0)[1]) == 10
     assert len(hold_out(rows, 7, seed=0)[1]) == 7
     assert hold_out(rows, 0, seed=0) == (rows, [])
     assert hold_out(rows, 7, seed=0) != hold_out(rows, 7, seed=1)
 
 
-@pytest.mark.parametrize("size", [-1, -0.1, 1.0, 3, 10, float("nan"), True, "2"])
-def test_hold_out_refuses_a_size_out_of_range(size: Any) -> None:
+@pytest.mark.parametrize("size", [-1, 3, 10])
+def test_hold_out_refuses_a_size_out_of_range(size: int) -> None:
     with pytest.raises(InputError, match="validation_rows must be from 0 to 2"):
         hold_out([Row(str(i), "x", "y") for i in range(3)], size, seed=0)
 
 
 def test_hold_out_refuses_to_part_rows_of_one_prompt() -> None:
     with pytest.raises(DataError, match="use data with more prompts"):
-        hold_out([Row("the same", str(i), "y") for i in range(9)], 0.5, seed=0)
-
-
-def test_overlap_finds_a_text_whatever_its_case_spacing_and_cut() -> None:
-    seen = [Row("Sum up this:", "One Two\nthree", "x"), Row("only here", "", "x")]
-    assert overlap(seen, [Row("sum  up THIS: one", "two three", "other")]) == {"sum up this: one two three"}
-    assert overlap(seen, [Row("Sum up this:", "four", "x")]) == set()
+        hold_out([Row("the same", str(i), "y") for i in range(9)], 5, seed=0)
 
 
 # Leaving evaluation rows out
@@ -181,7 +174,8 @@ def test_without_keeps_order_and_every_row_when_nothing_is_excluded(rows: list[R
     assert without(rows, []) == rows
     kept = without(rows, excluded)
     assert kept == [row for row in rows if row in set(kept)]
-    assert not overlap(kept, excluded)
+    texts = {normalise(f"{row.prompt} {row.input}") for row in excluded}
+    assert not [row for row in kept if normalise(f"{row.prompt} {row.input}") in texts]
 
 
 @pytest.mark.parametrize("exclude", ["eval.jsonl", [""], [5], 3])

@@ -88,6 +88,7 @@ def test_every_k_is_drawn_where_gists_are_not_nested() -> None:
     assert set(Collator(7, None, 0, nested=False)(items)["k"].tolist()) == {1, 2, 3, 4, 5, 6, 7}
     assert set(Collator(7, None, 0)(items)["k"].tolist()) == {1, 2, 4, 7}
     assert set(Collator(7, [3], 0, nested=False)(items)["k"].tolist()) == {3}
+    assert Collator(256, None, 0).choices == [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 def test_a_loss_on_full_prompts_can_be_added(base: str, rows: str, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Collator:
     def __init__(
         self, max_k: int, k: list[int] | None, seed: int, nested: bool = True, kept_from: int | None = None
     ) -> None:
-        powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < max_k]
+        powers = [1 << place for place in range(max_k.bit_length()) if 1 << place < max_k]
         self.choices = k or [*(powers if nested else range(1, max_k)), max_k]
         self.seed = seed
         self.kept_from = kept_from

@@ -31,6 +31,7 @@ _WEIGHTS = (
     "reconstruction_weight",
     "observation_weight",
 )
+_OF_FROZEN = ("distillation_weight", "input_weight", "cross_entropy_weight", "reconstruction_weight")
 _WHOLE, _SOME = Allowed(int, 1), Allowed(int, 1, optional=True)
 _WEIGHT, _FLAG = Allowed(float, 0), Allowed(bool, optional=True)
 _ALLOWED = {
@@ -147,6 +148,10 @@ class TrainConfig:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
             raise InputError("tokens are kept under the frozen recipe only; set kept to 0")
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        ignored = [name for name in changed if name in _OF_FROZEN]
+        if self.recipe != Recipe.FROZEN and ignored:
+            raise InputError(f"{ignored[0]} is for the frozen recipe; paper's loss is cross-entropy: leave it out")
         if self.recipe != Recipe.FROZEN and any(source.cross_entropy_weight for source in self.data):
             raise InputError("a source's cross_entropy_weight is for the frozen recipe; paper's loss is cross-entropy")
         if not self.kept and (self.observers or self.observation_weight):
@@ -246,6 +251,8 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         raise DataError(f"{name}: data must be a list of mappings with at least a path")
     for source in sources:
         _check_keys(source, DataSource, f"{name}, data")
+    own = "cross_entropy_weight"
+    sources = [{**source, own: _number(own, source[own])} if own in source else source for source in sources]
     made = {**values, "data": [DataSource(**source) for source in sources]}
     for key in _NUMBERS:
         if key in values:
@@ -267,7 +274,7 @@ _CHOICES: dict[str, type[StrEnum]] = {
 def _number(name: str, value: object) -> float:
     """YAML 1.1 takes 1e-4 for a word."""
     try:
-        return float(value)  # type: ignore[arg-type]
+        return value if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # its check refuses a bool
     except (TypeError, ValueError):
         raise InputError(f"{name} must be a number, got {value!r}") from None
 

@@ -76,23 +76,20 @@ def load_sources(sources: Sequence[DataSource], seed: int) -> list[Row]:
     return rows
 
 
-def hold_out(rows: Sequence[Row], size: float, seed: int) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Part rows into (train, held out): no prompt, normalised, is on both sides; both keep their order.
 
-    `size` is a fraction of the rows when a float, a number of rows when an int. Prompts are taken whole, in
-    random order, while they fit, so at most that many rows are held out. Raises InputError for a size out of
-    range and DataError when no prompt fits.
+    Prompts are taken whole, in random order, while they fit, so at most ``size`` rows are held out. Raises InputError
+    for a size out of range and DataError when no prompt fits.
     """
     total = len(rows)
-    is_number = isinstance(size, (int, float)) and not isinstance(size, bool)
-    if not is_number or not 0 <= size < (1 if isinstance(size, float) else total):
+    if not 0 <= size < total:
         raise InputError(
-            f"cannot hold out {size!r} of {total:,} rows; validation_rows must be from 0 to {max(0, total - 1)}"
+            f"cannot hold out {size:,} of {total:,} rows; validation_rows must be from 0 to {max(0, total - 1)}"
         )
-    if not rows or not size:
+    if not size:
         return list(rows), []
-    room = min(max(1, round(size * total)), total - 1) if isinstance(size, float) else size
-    prompts = [normalise(row.prompt) for row in rows]
+    room, prompts = size, [normalise(row.prompt) for row in rows]
     counts = Counter(prompts)
     held: set[str] = set()
     for prompt in random.Random(seed).sample(list(counts), len(counts)):
@@ -101,26 +98,20 @@ def hold_out(rows: Sequence[Row], size: float, seed: int) -> tuple[list[Row], li
             room -= counts[prompt]
     if not held:
         raise DataError(
-            f"cannot hold out {size!r} of {total:,} rows: each prompt has at least {min(counts.values()):,}, "
+            f"cannot hold out {size:,} of {total:,} rows: each prompt has at least {min(counts.values()):,}, "
             f"which may be on one side only; hold out more, or use data with more prompts"
         )
     train = [row for row, prompt in zip(rows, prompts, strict=True) if prompt not in held]
     return train, [row for row, prompt in zip(rows, prompts, strict=True) if prompt in held]
 
 
-def overlap(rows_a: Iterable[Row], rows_b: Iterable[Row]) -> set[str]:
-    """The texts in both, as prompt and input joined and normalised: a text cut elsewhere is still found."""
-    keys_a, keys_b = ({_text(row) for row in rows} for rows in (rows_a, rows_b))
-    return keys_a & keys_b
-
-
 def without(rows: Iterable[Row], excluded: Iterable[Row]) -> list[Row]:
     """The rows that are not of the excluded (evaluation) rows, in their order.
 
-    A row is left out when its prompt and input together are those of an excluded row (see `overlap`); when its
-    prompt is one of theirs and has MIN_PROMPT_WORDS; or when prompt and input share a run of words with one of
-    theirs: RUN_WORDS, or SHORT_RUN_WORDS where the excluded row has fewer words than RUN_WORDS. Runs are compared
-    without case and punctuation.
+    A row is left out when its prompt and input, joined and normalised, are those of an excluded row, wherever the text
+    is cut; when its prompt is one of theirs and has MIN_PROMPT_WORDS; or when prompt and input share a run of words
+    with one of theirs: RUN_WORDS, or SHORT_RUN_WORDS where the excluded row has fewer words than RUN_WORDS. Runs are
+    compared without case and punctuation.
     """
     texts: set[str] = set()
     prompts: set[str] = set()
