@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from conditions import (
     make_workload,
     prefill,
 )
-from measure import count_flops, interleaved, machine, paired_ratio, peak_memory, requests_to_pay, spread
+from measure import command, count_flops, interleaved, machine, paired_ratio, peak_memory, requests_to_pay, spread
 from report import show
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -106,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
         model = load(options)
     check_lengths(model, settings)
     figures: Record = {
-        "command": "python " + shlex.join(sys.argv),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(model.dtype, model.device),
         "model": options.untrained or options.model,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 from conditions import WORDS, FullLengthModel, Gists, Workload, make_workload
-from measure import count_flops, interleaved, machine, paired_ratio, requests_to_pay, spread
+from measure import command, count_flops, interleaved, machine, paired_ratio, requests_to_pay, spread
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -76,7 +75,7 @@ def main() -> None:
         model, plain = load(options.base)
         names = ("k", "prompts", "batches", "input_tokens", "new_tokens", "repeats", "seed")
         figures: dict[str, Any] = {
-            "command": "python " + shlex.join(sys.argv),
+            "command": command(),
             "date": date.today().isoformat(),
             "machine": machine(model.dtype, model.device),
             "model": options.base or "random weights in the shape of FLAN-T5-small",

@@ -7,7 +7,9 @@ import gc
 import math
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +91,12 @@ def machine(dtype: torch.dtype, device: torch.device) -> dict[str, object]:
         "dtype": str(dtype).removeprefix("torch."),
         "python": platform.python_version(),
     }
+
+
+def command() -> str:
+    """What was typed; of absolute paths the names alone, as folders are of no use elsewhere."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    return shlex.join(["python", *words])
 
 
 def requests_to_pay(cost: float, saving: float) -> int | None:

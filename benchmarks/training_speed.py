@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved, machine, paired_ratio, spread
+from measure import command, interleaved, machine, paired_ratio, spread
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -136,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
         seconds = interleaved(calls, settings.steps)
     reader = objectives["frozen"].checkpoint.reader
     figures = {
-        "command": "python " + shlex.join(sys.argv).replace(options.data, Path(options.data).name),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(reader.dtype, reader.device),
         "model": options.base,

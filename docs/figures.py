@@ -98,7 +98,11 @@ def retention() -> str:
     kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
     rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
     each = found["retention"][0]["n"]
-    return table(["kind", *conditions], rows) + f"\n\n{each} probes of each kind. {run_line(found['run'])}"
+    widest = max(high - low for low, high in (entry["score_95"] for entry in entries.values()))
+    note = (
+        f"{each} probes of each kind, with 95 % intervals of up to {100 * widest:.0f} points: the model card has them."
+    )
+    return f"{table(['kind', *conditions], rows)}\n\n{note} {run_line(found['run'])}"
 
 
 def cost() -> str:

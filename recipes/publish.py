@@ -216,14 +216,21 @@ def retention_table(found: list[dict[str, Any]]) -> str:
     kinds, conditions = (list(dict.fromkeys(entry[key] for entry in found)) for key in ("kind", "condition"))
     score = {(entry["kind"], entry["condition"]): entry for entry in found}
     lines = [
-        "\nThe retention probe (`gistlm eval --probe`): prompts whose content must survive; right answers of all.\n",
+        "\nThe retention probe (`gistlm eval --probe`): prompts whose content must survive; right answers of all,",
+        "with Wilson's 95 % intervals.\n",
         f"| kind | {' | '.join(conditions)} |",
         "| --- " * (1 + len(conditions)) + "|",
     ]
     for kind in kinds:
-        cells = [f"{score[kind, condition]['correct']}/{score[kind, condition]['n']}" for condition in conditions]
+        cells = [probed(score[kind, condition]) for condition in conditions]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def probed(entry: dict[str, Any]) -> str:
+    """For example "10/16 (39% to 82%)"."""
+    low, high = entry["score_95"]
+    return f"{entry['correct']}/{entry['n']} ({low:.0%} to {high:.0%})"
 
 
 if __name__ == "__main__":

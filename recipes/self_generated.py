@@ -1,7 +1,7 @@
 """Rows that the base model writes itself: instructions, inputs, and its own answers under the full prompt.
 
 Run: python recipes/self_generated.py --tasks SEED_TASKS.jsonl --rows 6000 --out rows.jsonl [--model smollm2-135m]
-     ... --first-chunk 57 --rows 2000 --out more.jsonl      other rows than the first 57 chunks of the same seed
+     ... --first-chunk 57 --rows 2000 --out more.jsonl      goes on behind a file with chunks 0 to 56, in another file
 
 A third of the instructions are what the model writes as the user of its own chat template, the rest what it writes
 after three tasks drawn from a file of instruction, input and output. Answers are sampled from the model with the
@@ -25,8 +25,8 @@ from transformers import DynamicCache, GenerationConfig
 
 from gistlm.catalog import load_checkpoint
 from gistlm.engines.transformers import GistModel
-from gistlm.errors import GistlmError
-from gistlm.files import write_atomically
+from gistlm.errors import GistlmError, InputError
+from gistlm.files import check_target, write_atomically
 from gistlm.prompt import PromptTokenizer
 from gistlm.stock import CACHE
 from gistlm.training.data import normalise
@@ -40,6 +40,10 @@ SYSTEM_PROMPTS = (
     "You are a writer and editor who does what is asked.",
     "You answer questions and solve small tasks.",
 )
+SHOWN = 3
+"""Tasks that the model sees before it writes one."""
+BARREN = 8
+"""Chunks without a new row after which no more are written."""
 MARK = "###"
 """Begins each task of the few-shot text."""
 
@@ -57,20 +61,27 @@ def run(options: argparse.Namespace) -> None:
     """The whole recipe for one command line."""
     torch.set_num_threads(options.threads)
     tasks = [row for row in read_rows(options.tasks) if len(row.prompt + row.input) < 240]
+    if len(tasks) < SHOWN:
+        raise InputError(f"{options.tasks} has {len(tasks)} tasks of less than 240 characters; {SHOWN} are needed")
+    if min(options.threads, options.rows, options.answer_tokens) < 1 or options.first_chunk < 0:
+        raise InputError("--threads, --rows and --answer-tokens must be 1 or more, --first-chunk 0 or more")
+    check_target(options.out)
     rows, chunk = resume(options.out, options.first_chunk)
     model = GistModel(load_checkpoint(options.model), batch_size=CHUNK)
     seen = {normalise(f"{row['instruction']} {row['input']}") for row in rows}
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar, options.out.open("a", encoding="utf-8") as file:
         task = bar.add_task("rows", total=options.rows, completed=len(rows))
-        done = len(rows)
+        done, barren = len(rows), 0
         while done < options.rows:
             found = write_chunk(model, tasks, chunk, options)
             fresh = [row for row in found if normalise(f"{row['instruction']} {row['input']}") not in seen]
             seen |= {normalise(f"{row['instruction']} {row['input']}") for row in fresh}
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
             file.flush()
-            done, chunk = done + len(fresh), chunk + 1
+            done, chunk, barren = done + len(fresh), chunk + 1, 0 if fresh else barren + 1
+            if barren == BARREN:
+                raise InputError(f"the last {BARREN} chunks had no new row; give more --tasks or --answer-tokens")
             bar.update(task, completed=done)
 
 
@@ -84,7 +95,11 @@ def resume(path: Path, first_chunk: int = 0) -> tuple[list[dict[str, Any]], int]
             rows.append(json.loads(line))
         except ValueError:
             break
+    if not all(isinstance(row, dict) and type(row.get("chunk")) is int for row in rows):
+        raise InputError(f"{path} was not written by this program: a row has no chunk; name another file")
     chunk = rows[-1]["chunk"] if rows else first_chunk
+    if rows and rows[0]["chunk"] < first_chunk:
+        raise InputError(f"{path} begins at chunk {rows[0]['chunk']}, before --first-chunk {first_chunk}; name another")
     rows = [row for row in rows if row["chunk"] < chunk]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return rows, chunk
@@ -124,7 +139,7 @@ def chat_instructions(model: GistModel, tasks: list[Row], draw: random.Random) -
 
 def few_shot_tasks(model: GistModel, tasks: list[Row], draw: random.Random) -> list[tuple[str, str]]:
     """What the model writes after three tasks of the file: an instruction, and an input where it gives one."""
-    shown = [f"{MARK} Instruction: {row.prompt}\nInput: {row.input or 'none'}\n" for row in draw.sample(tasks, 3)]
+    shown = [f"{MARK} Instruction: {row.prompt}\nInput: {row.input or 'none'}\n" for row in draw.sample(tasks, SHOWN)]
     request = model.checkpoint.prompts.plain_ids("".join(shown) + f"{MARK} Instruction:")
     written = continue_text(model, request, 64)
     pairs = []
@@ -165,7 +180,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", required=True, help="rows of instruction, input, output to draw examples from")
     parser.add_argument("--rows", type=int, default=6000)
-    parser.add_argument("--first-chunk", type=int, default=0, help=f"begin here, at rows {CHUNK} times as many")
+    parser.add_argument("--first-chunk", type=int, default=0, help="where a new file begins; its rows are drawn anew")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m", help="a checkpoint; only its base is used")
     parser.add_argument("--answer-tokens", type=int, default=48)

@@ -130,8 +130,8 @@ def test_the_commands_of_a_page_run_in_order(page: Path, reader: Path, monkeypat
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     for arguments in commands(page):
-        if arguments[0] == "convert":  # needs two large models: its options are checked only
-            group.commands["convert"].make_context("convert", arguments[1:])
+        if arguments[0] in ("convert", "eval", "report"):  # need real models or their results: options are checked only
+            group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
             continue
         result = CliRunner().invoke(app, arguments, input="Hello.\n")
         assert result.exit_code == 0, f"gistlm {shlex.join(arguments)}: {result.output}"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 
 from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
-from gistlm.errors import DataError
+from gistlm.errors import DataError, InputError
 from gistlm.training.data import normalise
 from gistlm.training.rows import read_rows
 
@@ -221,8 +221,14 @@ def test_self_generated_rows_go_on_behind_the_last_whole_chunk(tmp_path: Path) -
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"instruc')
     assert module.resume(path, 57) == (rows[:2], 58)
     assert path.read_text() == "".join(f"{json.dumps(row)}\n" for row in rows[:2])
+    with pytest.raises(InputError, match="begins at chunk 57, before --first-chunk 58"):
+        module.resume(path, 58)
     path.write_text("")
     assert module.resume(path, 57) == ([], 57)
+    path.write_text('{"instruction": "x"}\n')
+    with pytest.raises(InputError, match="a row has no chunk"):
+        module.resume(path)
+    assert path.read_text() == '{"instruction": "x"}\n'
 
 
 def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the versions of transformers name differently."""
+"""What the versions of transformers name differently; knows no model."""
 
 from __future__ import annotations
 

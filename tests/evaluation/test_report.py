@@ -263,7 +263,7 @@ def test_tables_say_value_share_and_interval() -> None:
     assert answers.rows[3] == ["gist@1", "640", "30.5x", "0.250 (25 %, 15 to 35 %)"]
     assert lengths.rows[0] == ["10 to 19", "10", "50 %, 50 to 50 %", "100 %, 100 to 100 %"]
     assert probed.rows[0] == ["name", "2 of 4 (100 %, 10 to 90 %)", "2 of 4 (50 %, 10 to 90 %)"]
-    assert judged.rows == [["gist@4", "full", "1", "2", "3", "30 %, 10 to 90 %"]]
+    assert judged.rows == [["gist@4", "full", "1", "2", "3", "", "30 %, 10 to 90 %"]]
 
 
 def test_a_share_just_below_zero_is_not_minus_zero() -> None:

@@ -10,9 +10,9 @@ from gistlm.evaluation.lengths import Bin
 from gistlm.evaluation.report import Point, Score
 
 _NAMES = ("gist", "truncation", "tfidf", "pooled", "last", "untrained", "llmlingua2", "selected")
-# Okabe and Ito's palette, told apart by the colour-blind; the gist comes first and is drawn strongest
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+# Okabe and Ito's palette, told apart by the colour-blind, its yellow darkened; the gist is first and strongest
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#BDB000")
+_MARKERS = "osD^vPX<"
 _LINES = ("-", "--", "-.", ":")
 _GREY = "#555555"
 _TITLES = {

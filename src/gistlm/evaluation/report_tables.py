@@ -104,10 +104,11 @@ def _score(score: report.Score | None) -> str:
 
 
 def _judge(values: Values) -> list[Table]:
-    head = ["condition", "against", "wins", "ties", "losses", "win rate (95 %)"]
+    head = ["condition", "against", "wins", "ties", "losses", "verdicts of another form", "win rate (95 %)"]
     rows = [
         [
             *(str(entry[name]) for name in ("condition", "against", "wins", "ties", "losses")),
+            str(entry.get("nonsense", "")),
             _share(entry["win_rate"], entry["win_rate_95"]),
         ]
         for entry in values["judge"] or []
