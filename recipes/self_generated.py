@@ -59,13 +59,13 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The whole recipe for one command line."""
+    if min(options.threads, options.rows, options.answer_tokens) < 1 or options.first_chunk < 0:
+        raise InputError("--threads, --rows and --answer-tokens must be 1 or more, --first-chunk 0 or more")
+    check_target(options.out, options.tasks)
     torch.set_num_threads(options.threads)
     tasks = [row for row in read_rows(options.tasks) if len(row.prompt + row.input) < 240]
     if len(tasks) < SHOWN:
         raise InputError(f"{options.tasks} has {len(tasks)} tasks of less than 240 characters; {SHOWN} are needed")
-    if min(options.threads, options.rows, options.answer_tokens) < 1 or options.first_chunk < 0:
-        raise InputError("--threads, --rows and --answer-tokens must be 1 or more, --first-chunk 0 or more")
-    check_target(options.out)
     rows, chunk = resume(options.out, options.first_chunk)
     model = GistModel(load_checkpoint(options.model), batch_size=CHUNK)
     seen = {normalise(f"{row['instruction']} {row['input']}") for row in rows}
@@ -90,7 +90,7 @@ def resume(path: Path, first_chunk: int = 0) -> tuple[list[dict[str, Any]], int]
     if not path.exists():
         return [], first_chunk
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():  # of bytes: a row's text may hold other ends of lines
         try:
             rows.append(json.loads(line))
         except ValueError:

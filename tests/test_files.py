@@ -39,7 +39,7 @@ def test_a_target_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     assert files_below(tmp_path) == ["old"]
 
 
-@pytest.mark.parametrize("name", ["", "file/x"])
+@pytest.mark.parametrize("name", ["", "file/x", "a" * 300])
 def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot write to"):

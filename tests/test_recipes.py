@@ -218,9 +218,11 @@ def test_self_generated_rows_go_on_behind_the_last_whole_chunk(tmp_path: Path) -
     module, path = load("self_generated"), tmp_path / "rows.jsonl"
     assert module.resume(path, 57) == ([], 57)
     rows = [{"instruction": str(place), "chunk": 57 + place // 2} for place in range(3)]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"instruc')
+    rows[0]["instruction"] = "one\u2028line"
+    whole = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    path.write_bytes(whole.encode() + '{"instruc\u00e9'.encode()[:-1])
     assert module.resume(path, 57) == (rows[:2], 58)
-    assert path.read_text() == "".join(f"{json.dumps(row)}\n" for row in rows[:2])
+    assert path.read_text() == "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows[:2])
     with pytest.raises(InputError, match="begins at chunk 57, before --first-chunk 58"):
         module.resume(path, 58)
     path.write_text("")

@@ -44,12 +44,12 @@ def check_target(path: Path, source: str | Path | None = None) -> None:
     """Raise `InputError` unless a file can be written at ``path``: found out before the work, not after it. Makes its
     folder. A path that is the work's own ``source`` is refused too.
     """
-    if source is not None and path.exists() and os.path.realpath(path) == os.path.realpath(source):
-        raise InputError(f"{path} would be written over what it is made from; name another file")
-    if path.is_dir():
-        raise InputError(f"cannot write to {path}: it is a folder; name a file in it")
     temporary = path.parent / f".gistlm-{secrets.token_hex(8)}.tmp"
     try:
+        if source is not None and path.exists() and os.path.realpath(path) == os.path.realpath(source):
+            raise InputError(f"{path} would be written over what it is made from; name another file")
+        if path.is_dir():
+            raise InputError(f"cannot write to {path}: it is a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
         temporary.unlink()

@@ -91,6 +91,17 @@ def test_a_mistake_is_one_sentence(real: Run, checkpoint: Path, rows: Path, opti
     assert rows.read_text() == before
 
 
+def test_a_closed_pipe_does_not_take_the_results(
+    real: Run, checkpoint: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(results: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("gistlm.cli.eval.print_results", closed)
+    real("eval", "--data", rows, "--model", checkpoint, *FAST, "--json", tmp_path / "x.json")
+    assert result_file.read_results(tmp_path / "x.json")["data"]["rows"] == 4
+
+
 def test_rows_that_are_left_out_are_counted(real: Run, checkpoint: Path, rows: Path) -> None:
     with rows.open("a") as file:
         file.write(json.dumps({"instruction": "Repeat. " * 400, "input": "", "output": "No."}) + "\n")

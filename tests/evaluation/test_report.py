@@ -229,6 +229,9 @@ def test_a_lead_has_one_sign_whether_less_or_more_is_better() -> None:
 def test_without_rows_a_gap_or_the_metric_nothing_is_ahead(metric: str) -> None:
     values = made_up()
     assert leads({**values, "rows": []}, metric) == []
+    del values["rows"][3]["metrics"]["truncation@4"]["nll"]
+    assert leads(values, metric) == []
+    values = made_up()
     for row in values["rows"]:
         row["metrics"]["none"]["nll"] = row["metrics"]["full"]["nll"]
     assert leads(values, metric) == []

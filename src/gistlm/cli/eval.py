@@ -185,9 +185,11 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float) -> None:
 
     results["run"] = describe.run(sys.argv[1:], seconds)
     results = {name: round_floats(results[name]) for name in SCHEMA}
-    print_results(results)  # first, so that a disk that is full by now takes only the file
-    if path is not None:
-        write_results(path, results)
+    try:
+        print_results(results)  # first: neither a full disk nor a closed pipe takes all that was measured
+    finally:
+        if path is not None:
+            write_results(path, results)
     print(f"measured in {duration(seconds)}" + (f"; the results are in {path}" if path is not None else ""))
 
 

@@ -41,16 +41,19 @@ class Lead:
 def leads(values: dict[str, Any], metric: str) -> list[Lead]:
     """Every gist's lead over every baseline of the same k, in the result's order; empty without a gap or rows."""
     rows = values["rows"]
-    if not rows or any(metric not in row["metrics"].get("full", {}) for row in rows):
+    has = {
+        name for name in (rows[0]["metrics"] if rows else ())
+        if all(metric in row["metrics"].get(name, {}) for row in rows)
+    }  # fmt: skip
+    if not {"full", "none"} <= has:
         return []
     weights, counts = row_weights(rows, metric), row_counts(rows, values)
     none, full = (row_sums(rows, metric, condition) for condition in ("none", "full"))
     whole = max(1.0, float(weights.sum()))
-    gists = {each["k"] for each in values["conditions"] if each["name"] == "gist"}
     found = []
     for each in values["conditions"]:
         name, k = each["name"], each["k"]
-        if name == "gist" or k not in gists:
+        if name == "gist" or not {label(name, k), label("gist", k)} <= has:
             continue
         lag = row_sums(rows, metric, label(name, k)) - row_sums(rows, metric, label("gist", k))
         # none - (none - lag) is the lag: a lead is what a condition that is better by it would close

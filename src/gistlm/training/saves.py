@@ -70,13 +70,13 @@ def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
     values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
     text = json.dumps(values | ({"processes": processes} if processes > 1 else {}), indent=2)
     try:
-        begun = record.exists() and any(run.glob("checkpoint-*"))
-        if begun and record.read_text(encoding="utf-8") != text:
-            raise InputError(
-                f"{run} holds a run of another recipe or number of processes; choose another output, or delete that "
-                "folder"
-            )
-        if not begun:
+        began = any(run.glob("checkpoint-*")) or (run.parent / "training.json").exists()
+        known = record.read_text(encoding="utf-8", errors="replace") if began and record.exists() else None
+        if known is None:
             write_atomically(record, text.encode())
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a record that is no text
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"cannot write to output {config.output}: {reason(error)}; name another folder") from error
+    if known is not None and known != text:
+        raise InputError(
+            f"{run} holds a run of another recipe or number of processes; choose another output, or delete that folder"
+        )
