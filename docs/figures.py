@@ -44,7 +44,7 @@ def quality() -> str:
     rows = []
     for gist, rival in gists_and_rivals(found):
         cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[gist["k"]], "answer_kl")]
-        rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, *rival_cells(found, rival)])
+        rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, *rival])
     head = [
         "gist of at most",
         "compression",
@@ -61,7 +61,7 @@ def system_prompts() -> str:
     """The same on long system prompts, without answers."""
     found = read("eval-system-prompts")
     rows = [
-        [tokens(gist), f"{gist['compression']:.1f}x", gap(gist, "nll"), gap(gist, "kl"), *rival_cells(found, rival)]
+        [tokens(gist), f"{gist['compression']:.1f}x", gap(gist, "nll"), gap(gist, "kl"), *rival]
         for gist, rival in gists_and_rivals(found)
     ]
     head = [
@@ -75,14 +75,18 @@ def system_prompts() -> str:
     return f"{table(head, rows)}\n\n{data_line(found)}"
 
 
-def gists_and_rivals(found: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The gist of each k, and the baseline of as many bytes that is nearest to the full prompt's model."""
+def gists_and_rivals(found: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
+    """The gist of each k, and of the baseline of as many bytes that is nearest to the full prompt's model its name and
+    share, and the gist's lead over it.
+    """
+    ahead = {(lead.rival, lead.k): str(lead) for lead in leads(found, "kl")}
     pairs = []
     for k in found["settings"]["k"]:
         same = [condition for condition in found["conditions"] if condition["k"] == k]
         gist = next(condition for condition in same if condition["name"] == "gist")
         rivals = [condition for condition in same if condition["name"] != "gist"]
-        pairs.append((gist, max(rivals, key=lambda rival: rival["metrics"]["kl"]["gap_closed"])))
+        best = max(rivals, key=lambda rival: rival["metrics"]["kl"]["gap_closed"])
+        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", ahead[best["name"], k]]))
     return pairs
 
 
@@ -175,12 +179,6 @@ def gap(condition: dict[str, Any], metric: str) -> str:
         return "not measured"
     low, high = figures["gap_closed_95"]
     return f"{figures['gap_closed']:.0%} ({low:.0%} to {high:.0%})"
-
-
-def rival_cells(found: dict[str, Any], rival: dict[str, Any]) -> list[str]:
-    """A baseline by name with its share, and how far the gist of the same k is ahead of it."""
-    lead = next(each for each in leads(found, "kl") if (each.rival, each.k) == (rival["name"], rival["k"]))
-    return [f"{rival['name']}: {gap(rival, 'kl')}", str(lead)]
 
 
 def ratio(values: dict[str, float]) -> str:

@@ -27,7 +27,7 @@ def reason(error: Exception) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` so that a reader, or a kill, finds the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".gistlm-{secrets.token_hex(8)}.tmp"
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -44,7 +44,7 @@ def check_target(path: Path, source: str | Path | None = None) -> None:
     """Raise `InputError` unless a file can be written at ``path``: found out before the work, not after it. Makes its
     folder. A path that is the work's own ``source`` is refused too.
     """
-    temporary = path.parent / f".gistlm-{secrets.token_hex(8)}.tmp"
+    temporary = _temporary(path)
     try:
         if source is not None and path.exists() and os.path.realpath(path) == os.path.realpath(source):
             raise InputError(f"{path} would be written over what it is made from; name another file")
@@ -75,6 +75,11 @@ def sha256(*parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside ``path`` that `remove_abandoned` knows."""
+    return path.parent / f".gistlm-{secrets.token_hex(8)}.tmp"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,6 +19,15 @@ def gap_closed(none: float, full: float, value: float) -> float | None:
     return None if abs(none - full) < SMALLEST_GAP else (none - value) / (none - full)
 
 
+def pooled_gap(
+    counts: Floats, weights: Floats, none: Floats, full: Floats, value: Floats
+) -> tuple[float | None, tuple[float, float] | None]:
+    """`gap_closed` of sums over all rows, and its `gap_interval`; no interval without a share. Arrays as there."""
+    whole = max(1.0, float(weights.sum()))
+    share = gap_closed(*(float(sums.sum()) / whole for sums in (none, full, value)))
+    return share, None if share is None else gap_interval(counts, weights, none, full, value)
+
+
 def bootstrap_counts(rows: int, resamples: int, seed: int) -> Floats:
     """How often each resample draws each row: [resamples, rows]; one table for all conditions makes them paired."""
     draws = np.random.default_rng(seed).integers(0, rows, (resamples, rows))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gistlm.evaluation.gaps import gap_closed, gap_interval
-from gistlm.evaluation.pooled import row_counts, row_sums, row_weights
+from gistlm.evaluation.gaps import pooled_gap
+from gistlm.evaluation.pooled import measured, row_counts, row_sums, row_weights
 from gistlm.evaluation.results import label
 
 
@@ -41,15 +41,11 @@ class Lead:
 def leads(values: dict[str, Any], metric: str) -> list[Lead]:
     """Every gist's lead over every baseline of the same k, in the result's order; empty without a gap or rows."""
     rows = values["rows"]
-    has = {
-        name for name in (rows[0]["metrics"] if rows else ())
-        if all(metric in row["metrics"].get(name, {}) for row in rows)
-    }  # fmt: skip
+    has = measured(rows, metric)
     if not {"full", "none"} <= has:
         return []
     weights, counts = row_weights(rows, metric), row_counts(rows, values)
     none, full = (row_sums(rows, metric, condition) for condition in ("none", "full"))
-    whole = max(1.0, float(weights.sum()))
     found = []
     for each in values["conditions"]:
         name, k = each["name"], each["k"]
@@ -57,13 +53,12 @@ def leads(values: dict[str, Any], metric: str) -> list[Lead]:
             continue
         lag = row_sums(rows, metric, label(name, k)) - row_sums(rows, metric, label("gist", k))
         # none - (none - lag) is the lag: a lead is what a condition that is better by it would close
-        share = gap_closed(*(float(sums.sum()) / whole for sums in (none, full, none - lag)))
+        share, interval = pooled_gap(counts, weights, none, full, none - lag)
         if share is not None:
-            interval = gap_interval(counts, weights, none, full, none - lag) if len(rows) > 1 else None
-            found.append(Lead(k, name, share, interval))
+            found.append(Lead(k, name, share, interval if len(rows) > 1 else None))
     return found
 
 
 def _points(share: float) -> str:
-    """Two digits behind the point where one would hide on which side of 0 it is."""
-    return f"{100 * share:.{1 if abs(share) >= 0.01 else 2}f}"
+    """Three digits, so that none hides on which side of 0 it is."""
+    return f"{100 * share:.3g}"

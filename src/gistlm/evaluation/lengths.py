@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gistlm.evaluation.gaps import Floats, gap_closed, gap_interval
-from gistlm.evaluation.pooled import row_counts, row_sums, row_weights
+from gistlm.evaluation.gaps import Floats, pooled_gap
+from gistlm.evaluation.pooled import measured, row_counts, row_sums, row_weights
 from gistlm.evaluation.results import label
 
 BINS = 4
@@ -44,7 +44,8 @@ def by_length(values: dict[str, Any], metric: str) -> dict[str, list[Bin]]:
     conditions = values["conditions"]
     gists = sorted(each["k"] for each in conditions if each["name"] == "gist" and each["k"] is not None)
     names = [label("gist", k) for k in gists]
-    names = [name for name in names if all(metric in row["metrics"].get(name, {}) for row in values["rows"])]
+    has = measured(values["rows"], metric)
+    names = [name for name in names if name in has]
     found: dict[str, list[Bin]] = {}
     for rows in like_lengths(values["rows"]):
         counts = row_counts(rows, values)
@@ -67,8 +68,6 @@ def like_lengths(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _bin(rows: Sequence[dict[str, Any]], metric: str, name: str, counts: Floats) -> Bin:
     weights = row_weights(rows, metric)
     none, full, mine = (row_sums(rows, metric, condition) for condition in ("none", "full", name))
-    whole = max(1.0, float(weights.sum()))
-    share = gap_closed(*(float(sums.sum()) / whole for sums in (none, full, mine)))
-    interval = gap_interval(counts, weights, none, full, mine) if share is not None else None
+    share, interval = pooled_gap(counts, weights, none, full, mine)
     lengths = [row["prompt_tokens"] for row in rows]
     return Bin(min(lengths), max(lengths), len(rows), share, interval)

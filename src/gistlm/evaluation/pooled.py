@@ -17,6 +17,12 @@ WEIGHTS = {
 _MOST_DRAWS = 1 << 24
 
 
+def measured(rows: Sequence[dict[str, Any]], metric: str) -> set[str]:
+    """Labels of the conditions that have the metric in every row; none without rows."""
+    each = [{name for name, own in row["metrics"].items() if metric in own} for row in rows]
+    return set.intersection(*each) if each else set()
+
+
 def row_weights(rows: Sequence[dict[str, Any]], metric: str) -> Floats:
     """[rows]: how many tokens a row's own value is a mean over, or 1."""
     return np.array([row[WEIGHTS[metric]] if metric in WEIGHTS else 1 for row in rows], dtype=np.float64)

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from gistlm.evaluation import gaps, metrics
 from gistlm.evaluation.conditions import FULL, NONE, Condition
 from gistlm.evaluation.gaps import Floats
+from gistlm.evaluation.pooled import WEIGHTS
 from gistlm.evaluation.results import EXAMPLES
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.rows import Row
 
 Ints = NDArray[np.int64]
-
-TOKEN_METRICS = ("nll", "kl", "agreement", "answer_kl", "answer_agreement")
-"""Sums over tokens; all others are one score a row."""
 
 
 class Table:
@@ -63,9 +61,9 @@ class Table:
 
     def weights(self, metric: str) -> Floats:
         """[rows] by which a metric's sums are divided."""
-        if metric not in TOKEN_METRICS:
+        if metric not in WEIGHTS:
             return np.ones(len(self.rows))
-        return (self.answer_tokens if metric.startswith("answer_") else self.output_tokens).astype(np.float64)
+        return np.asarray(getattr(self, WEIGHTS[metric]), dtype=np.float64)
 
     def conditions(
         self, conditions: Sequence[Condition], model: dict[str, Any], seed: int, resamples: int
@@ -119,13 +117,11 @@ class Table:
     def _figures(self, name: str, metric: str, counts: Floats) -> dict[str, Any]:
         none, full, mine = (self.sums[each][metric] for each in (NONE.label, FULL.label, name))
         weights = self.weights(metric)
-        whole = max(1.0, float(weights.sum()))
-        interval = gaps.gap_interval(counts, weights, none, full, mine)
-        share = gaps.gap_closed(*(float(sums.sum()) / whole for sums in (none, full, mine)))
+        share, interval = gaps.pooled_gap(counts, weights, none, full, mine)
         return {
-            "value": float(mine.sum()) / whole,
+            "value": float(mine.sum()) / max(1.0, float(weights.sum())),
             "gap_closed": share,
-            "gap_closed_95": list(interval) if interval and share is not None else None,
+            "gap_closed_95": list(interval) if interval else None,
         }
 
     def _sizes(self, condition: Condition, model: dict[str, Any]) -> dict[str, Any]:

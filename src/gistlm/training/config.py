@@ -6,6 +6,7 @@ A recipe is a mapping with the fields of `TrainConfig`; `data` is a list of mapp
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -148,8 +149,9 @@ class TrainConfig:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
             raise InputError("tokens are kept under the frozen recipe only; set kept to 0")
-        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
-        ignored = [name for name in changed if name in _OF_FROZEN]
+        ignored = [
+            each.name for each in fields(self) if each.name in _OF_FROZEN and vars(self)[each.name] != each.default
+        ]
         if self.recipe != Recipe.FROZEN and ignored:
             raise InputError(f"{ignored[0]} is for the frozen recipe; paper's loss is cross-entropy: leave it out")
         if self.recipe != Recipe.FROZEN and any(source.cross_entropy_weight for source in self.data):
@@ -251,12 +253,8 @@ def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfi
         raise DataError(f"{name}: data must be a list of mappings with at least a path")
     for source in sources:
         _check_keys(source, DataSource, f"{name}, data")
-    own = "cross_entropy_weight"
-    sources = [{**source, own: _number(own, source[own])} if own in source else source for source in sources]
-    made = {**values, "data": [DataSource(**source) for source in sources]}
-    for key in _NUMBERS:
-        if key in values:
-            made[key] = _number(key, values[key])
+    sources = [DataSource(**_with_numbers(source, ["cross_entropy_weight"])) for source in sources]
+    made = {**_with_numbers(values, _NUMBERS), "data": sources}
     for key, kind in _CHOICES.items():
         if key in values and (key, values[key]) != ("initial", None):
             made[key] = _choice(key, kind, values[key])
@@ -271,12 +269,16 @@ _CHOICES: dict[str, type[StrEnum]] = {
 }  # fmt: skip
 
 
+def _with_numbers(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The values, those of that name as numbers: YAML 1.1 takes 1e-4 for a word."""
+    return {**values, **{name: _number(name, values[name]) for name in names if name in values}}
+
+
 def _number(name: str, value: object) -> float:
-    """YAML 1.1 takes 1e-4 for a word."""
-    try:
-        return value if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # its check refuses a bool
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be a number, got {value!r}") from None
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)
+    raise InputError(f"{name} must be a number, got {value!r}")
 
 
 def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
