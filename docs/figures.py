@@ -52,7 +52,7 @@ def quality() -> str:
         "divergence from the full prompt's model, on references",
         "the same, on its own answers",
         "best baseline of equal bytes (divergence, references)",
-        "the gist's lead over it in points, paired by row",
+        "the gist's lead over it in points, paired by row, on prompts of more tokens",
     ]
     return f"{table(head, rows)}\n\nOn references: {data_line(found)} On answers: {data_line(answers)}"
 
@@ -70,7 +70,7 @@ def system_prompts() -> str:
         "likelihood of the answers",
         "divergence",
         "best baseline of equal bytes",
-        "the gist's lead over it in points, paired by row",
+        "the gist's lead over it in points, paired by row, on prompts of more tokens",
     ]
     return f"{table(head, rows)}\n\n{data_line(found)}"
 
@@ -79,14 +79,14 @@ def gists_and_rivals(found: dict[str, Any]) -> list[tuple[dict[str, Any], list[s
     """The gist of each k, and of the baseline of as many bytes that is nearest to the full prompt's model its name and
     share, and the gist's lead over it.
     """
-    ahead = {(lead.rival, lead.k): str(lead) for lead in leads(found, "kl")}
+    ahead = {(lead.rival, lead.k): f"{lead}; {lead.rows} rows" for lead in leads(found, "kl")}
     pairs = []
     for k in found["settings"]["k"]:
         same = [condition for condition in found["conditions"] if condition["k"] == k]
         gist = next(condition for condition in same if condition["name"] == "gist")
         rivals = [condition for condition in same if condition["name"] != "gist"]
         best = max(rivals, key=lambda rival: rival["metrics"]["kl"]["gap_closed"])
-        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", ahead[best["name"], k]]))
+        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", ahead.get((best["name"], k), "all fit")]))
     return pairs
 
 

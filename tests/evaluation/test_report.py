@@ -200,7 +200,21 @@ def test_a_lead_of_one_row_has_no_interval_and_is_unsure() -> None:
     ],
 )
 def test_a_lead_says_on_which_side_of_zero_it_is(share: float, interval: tuple[float, float], text: str) -> None:
-    assert str(Lead(4, "last", share, interval)) == text
+    assert str(Lead(4, "last", 9, share, interval)) == text
+
+
+def test_prompts_that_fit_whole_are_left_out_of_leads() -> None:
+    values = made_up()
+    opening = values["model"]["opening_tokens"]
+    for place, row in enumerate(values["rows"]):
+        row["prompt_tokens"] = opening + (4 if place % 4 else 5)
+        if place % 4:
+            row["metrics"]["gist@4"] = row["metrics"]["none"]
+    (lead,) = leads(values, "nll")
+    assert lead.rows == 10 and lead.share == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
+    for row in values["rows"]:
+        row["prompt_tokens"] = opening + 4
+    assert leads(values, "nll") == []
 
 
 def test_a_lead_is_sure_where_the_same_rows_are_hard_for_both() -> None:
@@ -243,7 +257,9 @@ def test_the_lead_over_a_measured_baseline_is_the_difference_of_the_shown_shares
     shares = {(point.name, point.k): point.share for some in points(values, "kl").values() for point in some}
     found = leads(values, "kl")
     assert len(found) == len(shares) - len(values["settings"]["k"])
-    for lead in found:
+    every = [lead for lead in found if lead.rows == len(values["rows"])]
+    assert {lead.k for lead in every} == {1}
+    for lead in every:
         assert lead.share == pytest.approx(shares["gist", lead.k] - shares[lead.rival, lead.k], abs=1e-4)
 
 
@@ -257,7 +273,7 @@ def test_retention_is_a_grid_of_kinds_and_conditions() -> None:
 
 def test_tables_say_value_share_and_interval() -> None:
     references, answers, ahead, lengths, probed, judged = tables(made_up())
-    assert ahead.head == ["baseline", "gist@4"]
+    assert ahead.head == ["baseline", "gist@4, 40 rows"]
     (lead,) = leads(made_up(), "nll")
     assert lead.interval and ahead.rows == [["truncation", str(lead)]]
     assert str(lead) == f"66.7 ({100 * lead.interval[0]:.3g} to {100 * lead.interval[1]:.3g})"

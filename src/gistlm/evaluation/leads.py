@@ -2,7 +2,8 @@
 
 Two intervals that overlap can hide a sure difference, because both conditions find the same rows hard. A lead is the
 difference of the two shares of the gap, (baseline - gist) / (none - full), and its interval is a bootstrap that draws
-the same rows for all four.
+the same rows for all four. Only rows with a prompt of more tokens than the gist are compared: a shorter prompt fits
+whole, and then every condition is the full prompt, rounding aside.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from gistlm.evaluation.results import label
 
 @dataclass(frozen=True)
 class Lead:
-    """The gist's share of the gap less a baseline's at the same k."""
+    """The gist's share of the gap less a baseline's at the same k, over rows whose prompt does not fit whole."""
 
     k: int
     rival: str
+    rows: int
+    """That were compared."""
     share: float
     """1 is the whole gap; below 0 the baseline is ahead."""
     interval: tuple[float, float] | None
@@ -39,23 +42,27 @@ class Lead:
 
 
 def leads(values: dict[str, Any], metric: str) -> list[Lead]:
-    """Every gist's lead over every baseline of the same k, in the result's order; empty without a gap or rows."""
-    rows = values["rows"]
-    has = measured(rows, metric)
+    """Every gist's lead over every baseline of the same k, in the result's order; empty without a gap or rows
+    that such a gist compresses.
+    """
+    has = measured(values["rows"], metric)
     if not {"full", "none"} <= has:
         return []
-    weights, counts = row_weights(rows, metric), row_counts(rows, values)
-    none, full = (row_sums(rows, metric, condition) for condition in ("none", "full"))
     found = []
     for each in values["conditions"]:
         name, k = each["name"], each["k"]
         if name == "gist" or not {label(name, k), label("gist", k)} <= has:
             continue
+        rows = [row for row in values["rows"] if row["prompt_tokens"] - values["model"]["opening_tokens"] > k]
+        if not rows:
+            continue
+        none, full = (row_sums(rows, metric, condition) for condition in ("none", "full"))
         lag = row_sums(rows, metric, label(name, k)) - row_sums(rows, metric, label("gist", k))
         # none - (none - lag) is the lag: a lead is what a condition that is better by it would close
+        counts, weights = row_counts(rows, values), row_weights(rows, metric)
         share, interval = pooled_gap(counts, weights, none, full, none - lag)
         if share is not None:
-            found.append(Lead(k, name, share, interval if len(rows) > 1 else None))
+            found.append(Lead(k, name, len(rows), share, interval if len(rows) > 1 else None))
     return found
 
 

@@ -65,12 +65,13 @@ def _share(share: float, interval: Sequence[float] | None) -> str:
 def _leads(values: Values) -> list[Table]:
     found = []
     for metric in report.drawn_metrics(values):
-        cells = {(lead.rival, lead.k): str(lead) for lead in leads(values, metric)}
-        if cells:
-            rivals, ks = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
-            caption = f"{metric}: the gist's lead over each baseline of the same bytes, in points of the gap"
-            rows = [[rival, *(cells.get((rival, k), "") for k in ks)] for rival in rivals]
-            head = ["baseline", *(label("gist", k) for k in ks)]
+        ahead = leads(values, metric)
+        if ahead:
+            rivals, heads = dict.fromkeys(lead.rival for lead in ahead), {lead.k: lead.rows for lead in ahead}
+            cells = {(lead.rival, lead.k): str(lead) for lead in ahead}
+            caption = f"{metric}: the gist's lead over each baseline of the same bytes, in points of the gap, on longer prompts"
+            rows = [[rival, *(cells.get((rival, k), "") for k in heads)] for rival in rivals]
+            head = ["baseline", *(f"{label('gist', k)}, {count} rows" for k, count in heads.items())]
             found.append(Table(f"{caption} (95 % interval, paired by row; unsure where that reaches 0)", head, rows))
     return found
 
