@@ -172,7 +172,7 @@ class Judge:
         self.calls.append(pairs)
         if len(self.calls) > self.fails_at:
             raise judge.JudgeError("the judge is gone")
-        return {"wins": 1, "ties": 2, "losses": 1, "win_rate": 0.5, "win_rate_95": [0.1, 0.9]}
+        return {"wins": 1, "ties": 2, "losses": 1, "win_rate": 0.5, "win_rate_95": [0.1, 0.9], "nonsense": 0}
 
 
 JUDGED = [*FAST, "--judge", "http://127.0.0.1:1/v1", "--judge-model", "any", "--json", "x.json"]

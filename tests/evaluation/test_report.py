@@ -81,8 +81,8 @@ def made_up(rows: int = 40) -> dict[str, Any]:
             for kind in ("name", "code-4") for name, score in (("full", 1.0), ("gist@1", 0.5))
         ],
         "judge": [
-            {"condition": "gist@4", "against": "full", "wins": 1, "ties": 2, "losses": 3, "win_rate": 0.3,
-             "win_rate_95": interval}
+            {"condition": "gist@4", "against": "full", "wins": 1, "ties": 2, "losses": 3, "nonsense": 4,
+             "win_rate": 0.3, "win_rate_95": interval}
         ],
     }  # fmt: skip
 
@@ -283,7 +283,7 @@ def test_tables_say_value_share_and_interval() -> None:
     assert answers.rows[3] == ["gist@1", "640", "30.5x", "0.250 (25 %, 15 to 35 %)"]
     assert lengths.rows[0] == ["10 to 19", "10", "50 %, 50 to 50 %", "100 %, 100 to 100 %"]
     assert probed.rows[0] == ["name", "2 of 4 (100 %, 10 to 90 %)", "2 of 4 (50 %, 10 to 90 %)"]
-    assert judged.rows == [["gist@4", "full", "1", "2", "3", "", "30 %, 10 to 90 %"]]
+    assert judged.rows == [["gist@4", "full", "1", "2", "3", "4", "30 %, 10 to 90 %"]]
 
 
 def test_a_share_just_below_zero_is_not_minus_zero() -> None:

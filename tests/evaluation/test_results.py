@@ -46,8 +46,8 @@ def made_up() -> dict[str, Any]:
             {"kind": "name", "condition": "gist@4", "n": 2, "correct": 1, "score": 0.5, "score_95": interval}
         ],
         "judge": [
-            {"condition": "gist@4", "against": "full", "wins": 1, "ties": 2, "losses": 3, "win_rate": 0.3,
-             "win_rate_95": interval}
+            {"condition": "gist@4", "against": "full", "wins": 1, "ties": 2, "losses": 3, "nonsense": 4,
+             "win_rate": 0.3, "win_rate_95": interval}
         ],
     }  # fmt: skip
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import save_tiny
 
 from gistlm.checkpoint import Checkpoint
@@ -17,6 +19,7 @@ from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
+from gistlm.training.decoder_passes import without_gaps
 from gistlm.training.loop import create_checkpoint, train
 from gistlm.training.objectives import REPEAT, Weights, frozen_loss, passes_of, repeat_prompts
 from gistlm.training.rows import Row
@@ -51,6 +54,21 @@ def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -
     whole = loss(distillation=1.0, cross_entropy=0.5, reconstruction=0.25)
     expected = alone["distillation"] + 0.5 * alone["cross_entropy"] + 0.25 * alone["reconstruction"]
     assert whole == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.lists(st.lists(st.sampled_from([Part.PAD, Part.PROMPT, Part.GIST]), min_size=5, max_size=5), min_size=1))
+def test_without_gaps_padding_is_on_the_left_and_the_longest_row_has_none(rows: list[list[Part]]) -> None:
+    parts = torch.tensor([[int(part) for part in row] for row in rows])
+    numbers = torch.arange(parts.numel()).view_as(parts)
+    packed, columns = without_gaps(parts, parts, numbers)
+    longest = max(sum(part != Part.PAD for part in row) for row in rows)
+    assert packed.shape == columns.shape == (len(rows), longest)
+    for place in range(len(rows)):
+        own = parts[place] != Part.PAD
+        count = int(own.sum())
+        assert columns[place, longest - count :].tolist() == numbers[place][own].tolist()
+        assert packed[place, longest - count :].tolist() == parts[place][own].tolist()
+        assert (packed[place, : longest - count] == int(Part.PAD)).all()
 
 
 def test_a_weight_on_inputs_leaves_the_cross_entropy_to_outputs(checkpoint: Checkpoint) -> None:

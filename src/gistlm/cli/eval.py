@@ -228,7 +228,7 @@ def print_results(results: dict[str, Any]) -> None:
         columns = ("condition", "against", "wins", "ties", "losses", "win_rate")
         cells = [[str(each[name]) for name in columns] for each in results["judge"]]
         print_table(cells, [name.replace("_", " ") for name in columns], "judged answers")
-        if nonsense := sum(each.get("nonsense", 0) for each in results["judge"]):
+        if nonsense := sum(each["nonsense"] for each in results["judge"]):
             print(f"{nonsense:,} of the judge's verdicts were none of A, B and tie, and count as ties")
     if data["skipped"]:
         print(f"{data['skipped']:,} rows of {data['name']} were left out: longer than --max-tokens, or than the model")

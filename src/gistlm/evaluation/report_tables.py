@@ -109,7 +109,7 @@ def _judge(values: Values) -> list[Table]:
     rows = [
         [
             *(str(entry[name]) for name in ("condition", "against", "wins", "ties", "losses")),
-            str(entry.get("nonsense", "")),
+            str(entry["nonsense"]),
             _share(entry["win_rate"], entry["win_rate_95"]),
         ]
         for entry in values["judge"] or []

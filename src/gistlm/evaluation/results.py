@@ -102,6 +102,7 @@ SCHEMA: dict[str, Any] = {
                 "wins": int,
                 "ties": int,
                 "losses": int,
+                "nonsense": int,
                 "win_rate": float,
                 "win_rate_95": INTERVAL,
             }

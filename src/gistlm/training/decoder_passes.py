@@ -91,12 +91,14 @@ class DecoderPasses:
         )
         gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
         parts, positions = self._layout(batch, k, condition)
+        inputs = torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1)
+        inputs, parts, positions = without_gaps(parts, inputs, parts, positions)
         device = parts.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else self.checkpoint.reader.dtype
         masks = self.checkpoint.architecture.masks(parts, positions, parts.shape[1], dtype, condition)
         logits: Tensor = self.checkpoint.reader(
-            inputs_embeds=torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1),
+            inputs_embeds=inputs,
             attention_mask=masks,
             position_ids=positions,
             use_cache=False,
@@ -140,6 +142,17 @@ class DecoderPasses:
             dim=1,
         )
         return parts, positions
+
+
+def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:
+    """Tensors of columns [batch, S, ...] with each row's padding all on its left, and cut to the longest row's width.
+
+    parts: [batch, S] of `Part`.
+    """
+    shown = parts != Part.PAD
+    order = shown.int().argsort(dim=1, stable=True)[:, shown.shape[1] - int(shown.sum(dim=1).max()) :]
+    rows = torch.arange(len(parts), device=parts.device)[:, None]
+    return [each[rows, order] for each in columns]
 
 
 def _predictors(width: int, last: int, device: torch.device) -> Tensor:
