@@ -1,6 +1,6 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
-Run: python recipes/publish.py runs/smollm2-135m-7 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-7.yaml
+Run: python recipes/publish.py runs/smollm2-135m-8 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-8.yaml
      --started-from CARD.md --kept 63 --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
