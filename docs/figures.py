@@ -86,7 +86,7 @@ def gists_and_rivals(found: dict[str, Any]) -> list[tuple[dict[str, Any], list[s
         gist = next(condition for condition in same if condition["name"] == "gist")
         rivals = [condition for condition in same if condition["name"] != "gist"]
         best = max(rivals, key=lambda rival: rival["metrics"]["kl"]["gap_closed"])
-        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", ahead.get((best["name"], k), "all fit")]))
+        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", ahead[best["name"], k]]))
     return pairs
 
 

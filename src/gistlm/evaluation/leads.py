@@ -2,8 +2,8 @@
 
 Two intervals that overlap can hide a sure difference, because both conditions find the same rows hard. A lead is the
 difference of the two shares of the gap, (baseline - gist) / (none - full), and its interval is a bootstrap that draws
-the same rows for all four. Only rows with a prompt of more tokens than the gist are compared: a shorter prompt fits
-whole, and then every condition is the full prompt, rounding aside.
+the same rows for all four. Only rows with a prompt of more tokens than the gist are compared: a shorter one is not
+compressed, and every baseline, and a gist that keeps tokens, holds it whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gistlm.evaluation.results import label
 
 @dataclass(frozen=True)
 class Lead:
-    """The gist's share of the gap less a baseline's at the same k, over rows whose prompt does not fit whole."""
+    """The gist's share of the gap less a baseline's at the same k, over rows with more prompt tokens than k."""
 
     k: int
     rival: str
@@ -42,27 +42,22 @@ class Lead:
 
 
 def leads(values: dict[str, Any], metric: str) -> list[Lead]:
-    """Every gist's lead over every baseline of the same k, in the result's order; empty without a gap or rows
-    that such a gist compresses.
-    """
+    """Every gist's lead over every baseline of the same k, by k; empty without a gap or rows that a gist compresses."""
     has = measured(values["rows"], metric)
-    if not {"full", "none"} <= has:
-        return []
-    found = []
-    for each in values["conditions"]:
-        name, k = each["name"], each["k"]
-        if name == "gist" or not {label(name, k), label("gist", k)} <= has:
-            continue
+    found: list[Lead] = []
+    for k in dict.fromkeys(each["k"] for each in values["conditions"] if each["name"] == "gist"):
         rows = [row for row in values["rows"] if row["prompt_tokens"] - values["model"]["opening_tokens"] > k]
-        if not rows:
+        if not rows or not {"full", "none", label("gist", k)} <= has:
             continue
-        none, full = (row_sums(rows, metric, condition) for condition in ("none", "full"))
-        lag = row_sums(rows, metric, label(name, k)) - row_sums(rows, metric, label("gist", k))
-        # none - (none - lag) is the lag: a lead is what a condition that is better by it would close
         counts, weights = row_counts(rows, values), row_weights(rows, metric)
-        share, interval = pooled_gap(counts, weights, none, full, none - lag)
-        if share is not None:
-            found.append(Lead(k, name, len(rows), share, interval if len(rows) > 1 else None))
+        none, full, gist = (row_sums(rows, metric, condition) for condition in ("none", "full", label("gist", k)))
+        rivals = [each["name"] for each in values["conditions"] if each["k"] == k and each["name"] != "gist"]
+        for rival in (name for name in rivals if label(name, k) in has):
+            lag = row_sums(rows, metric, label(rival, k)) - gist
+            # none - (none - lag) is the lag: a lead is what a condition that is better by it would close
+            share, interval = pooled_gap(counts, weights, none, full, none - lag)
+            if share is not None:
+                found.append(Lead(k, rival, len(rows), share, interval if len(rows) > 1 else None))
     return found
 
 

@@ -69,7 +69,9 @@ def _leads(values: Values) -> list[Table]:
         if ahead:
             rivals, heads = dict.fromkeys(lead.rival for lead in ahead), {lead.k: lead.rows for lead in ahead}
             cells = {(lead.rival, lead.k): str(lead) for lead in ahead}
-            caption = f"{metric}: the gist's lead over each baseline of the same bytes, on longer prompts, in points"
+            caption = (
+                f"{metric}: the gist's lead over each baseline of the same bytes, in points, on longer prompts than k"
+            )
             rows = [[rival, *(cells.get((rival, k), "") for k in heads)] for rival in rivals]
             head = ["baseline", *(f"{label('gist', k)}, {count} rows" for k, count in heads.items())]
             found.append(Table(f"{caption} (95 % interval, paired by row; unsure where that reaches 0)", head, rows))
