@@ -65,8 +65,8 @@ that model's own greedy answers. Gap closed: the share of the way from no prompt
 KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
 itself by observers{taught}.
-The first learned token is fitted to stand for all others, by shares that were trained. A prompt of at most k tokens is
-kept whole."""
+The first learned token is fitted to stand for all others, by shares that were trained. Where it would leave at
+most 8 tokens out, and no more than it has, all of its own are kept ones."""
 TAUGHT = " that were taught to look where the rest of a request looks"
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.

@@ -57,7 +57,7 @@ class OneRow:
     opening: list[int]
     prompt: list[int]
     k: int
-    """Learned gist tokens."""
+    """Learned gist tokens that the rest sees."""
     rest: list[int]
     first: int
     """Position of the prompt's first token."""
@@ -67,6 +67,8 @@ class OneRow:
     """Tokens of the prompt that the rest sees, those of each layer and head most looked at."""
     template: int = 0
     """The prompt's first tokens, which are not its own."""
+    unseen: int = 0
+    """Learned gist tokens that only the observers see."""
 
     @property
     def width(self) -> int:
@@ -82,12 +84,12 @@ class OneRow:
         ]
 
     def visible(self, window: int | None) -> Tensor:
-        """bool [width, width], filled block by block. Without gist tokens the rest sees the prompt, if there is one."""
+        """bool [width, width], filled block by block. Without a gist the rest sees the prompt, if there is one."""
         o, p, g, r = torch.arange(self.width).split([len(self.opening), len(self.prompt), self.k, len(self.rest)])
         seen = torch.zeros(self.width, self.width, dtype=torch.bool)
         for queries, keys in ((o, o), (p, p), (g, p), (g, g), (r, o), (r, g), (r, r)):
             seen[queries[:, None], keys] = True
-        if not self.k:
+        if not self.k and not self.kept:
             seen[r[:, None], p] = True
         at = torch.tensor(self.positions())
         seen &= torch.ones_like(seen).tril()
@@ -131,15 +133,16 @@ class OnePass:
         agree.
         """
         again = row.prompt[row.template :][-8:] + ([] if len(self.observers) else self.observing)
-        n, width = len(row.prompt), len(row.prompt) + row.k + len(again) + len(self.observers)
-        embeddings = torch.cat([self._embed(OneRow([], row.prompt, row.k, again, 0, 0)), self.observers])[None]
+        n, learned = len(row.prompt), row.k + row.unseen
+        width = n + learned + len(again) + len(self.observers)
+        embeddings = torch.cat([self._embed(OneRow([], row.prompt, learned, again, 0, 0)), self.observers])[None]
         self.gist_columns = (torch.arange(width) >= n).float()[None, :, None]
         positions = torch.arange(row.first, row.first + width)[None]
         out = self.model(inputs_embeds=embeddings, position_ids=positions, output_attentions=True, use_cache=True)
         first = len(row.opening)
         places = []
         for attention, (keys, *_) in zip(out.attentions, out[CACHE], strict=True):
-            among = attention[0, :, n + row.k :, :n]
+            among = attention[0, :, n + learned :, :n]
             shares = (among / among.sum(-1, keepdim=True)).sum(1)[:, first:]  # the opening is visible anyway
             group = shares.view(keys.shape[1], -1, n - first).sum(1)
             best = group.argsort(descending=True)[:, : row.kept] + first
@@ -274,7 +277,7 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
     """The request in the design's words: opening from 0, gist after it, prompt before the gist, rest after it.
 
     GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input alone.
-    A gist that keeps its whole prompt is that prompt.
+    A gist that keeps its whole prompt is that prompt, and one of kept tokens alone is read where they were.
     """
     ids, rest = checkpoint.prompts.prompt_ids(prompt), checkpoint.prompts.rest_ids(request.input)
     opening = checkpoint.prompts.opening_ids if checkpoint.prompts.format.opening_visible else []
@@ -282,13 +285,15 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
         return OneRow([], ids, 0, rest, 0, len(ids))
     if request.gist is None:
         return OneRow(opening, [], 0, rest, len(opening), len(opening))
-    learned, kept = request.gist.k - request.gist.provenance.kept, request.gist.provenance.kept
-    if not learned:
-        assert kept == len(ids) - len(opening)
+    learned, kept = request.gist.learned, request.gist.provenance.kept
+    template, own = len(checkpoint.prompts.opening_ids), len(ids) - len(opening)
+    if not learned and kept == own:
         return OneRow([], ids, 0, rest, 0, len(ids))
+    if not learned:
+        assert own - kept <= min(kept, 8)
+        return OneRow(opening, ids, 0, rest, 0, len(ids), kept, template, unseen=len(checkpoint.gist_embeddings))
     assert kept == max(0, request.gist.k - len(checkpoint.gist_embeddings))
     first = 0 if kind == "gpt2" else len(opening) - len(ids)
-    template = len(checkpoint.prompts.opening_ids)
     return OneRow(opening, ids, learned, rest, first, first + len(ids) + learned, kept, template)
 
 
@@ -375,10 +380,10 @@ def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(
     gists = model.compress(prompts, 6)
     with torch.no_grad():
         of_each = torch.tensor([gist.provenance.kept for gist in gists])
-        encoded = encode_prompts(model.checkpoint, ids, torch.tensor([gist.whole for gist in gists]))
+        encoded = encode_prompts(model.checkpoint, ids, torch.tensor([not gist.learned for gist in gists]))
         written, _ = write_gists(model.checkpoint, encoded, learned, of_each)
     for row, gist in enumerate(gists):
-        own = slice(learned if gist.whole else 0, None)
+        own = slice(0 if gist.learned else learned, None)
         for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):
             torch.testing.assert_close(keys[row, :, own][:, : gist.k], key, atol=1e-5, rtol=0)
             torch.testing.assert_close(values[row, :, own][:, : gist.k], value, atol=1e-5, rtol=0)

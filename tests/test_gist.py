@@ -67,7 +67,7 @@ def test_kept_tokens_are_counted_in_the_file_and_keep_a_gist_from_being_shortene
     back = Gist.from_bytes(gist.to_bytes())
     assert same(back, gist) and back.id == gist.id
     assert gist.end == gist.provenance.start + 4 - kept
-    assert gist.whole == (kept == 4)
+    assert gist.learned == 4 - kept
     for j in range(1, 5):
         if kept and j < 4:
             with pytest.raises(InputError, match=f"4 tokens keeps {kept} tokens.*compress the prompt again with k={j}"):

@@ -81,7 +81,7 @@ def test_a_prompt_of_at_most_k_tokens_is_kept_whole_and_answered_as_in_full(kind
     hidden = 0 if opening_visible else len(model.checkpoint.prompts.opening_ids)
     for prompt, gist in zip(prompts, gists, strict=True):
         own = len(model.checkpoint.prompts.prompt_ids(prompt)) - len(model.checkpoint.prompts.opening_ids)
-        assert gist.whole and gist.k == own + hidden
+        assert not gist.learned and gist.k == own + hidden
     texts = ["hello", "a question?", ""]
     sampling = Sampling(max_new_tokens=5)
     full = [Request(text, prompt=prompt) for text, prompt in zip(texts, prompts, strict=True)]
@@ -90,13 +90,24 @@ def test_a_prompt_of_at_most_k_tokens_is_kept_whole_and_answered_as_in_full(kind
         assert one.text == other.text
 
 
-def test_one_token_more_than_k_and_a_gist_is_learned_again() -> None:
-    model = GistModel(tiny_checkpoint(max_k=20, kept=19))
-    prompt = "abcdefgh ij"
+def test_where_more_than_few_tokens_are_left_out_one_is_learned() -> None:
+    model = GistModel(tiny_checkpoint(max_k=40, kept=39))
+    for prompt in ("abcdefgh ij", "abcdefgh ijklmnop qrstuvw"):
+        own = len(model.checkpoint.prompts.prompt_ids(prompt)) - OPENING
+        for k in range(1, own + 3):
+            gist = model.compress(prompt, k)
+            few = own - k <= min(k, 8)
+            assert (gist.k, gist.learned) == (min(k, own), 0 if few else 1)
+
+
+def test_of_a_short_prompt_every_head_keeps_its_own_tokens_where_they_were() -> None:
+    model = GistModel(tiny_checkpoint(max_k=40, kept=39))
+    prompt = "abcdefgh ijklmnop"
     own = len(model.checkpoint.prompts.prompt_ids(prompt)) - OPENING
-    whole, learned = model.compress(prompt, own), model.compress(prompt, own - 1)
-    assert (whole.whole, whole.k, whole.provenance.kept) == (True, own, own)
-    assert (learned.whole, learned.k, learned.provenance.kept) == (False, own - 1, own - 2)
+    gist = model.compress(prompt, own - 4)
+    chosen = places(gist, own_cache(model.checkpoint, prompt, 0))
+    assert gist.provenance.kept == own - 4 == gist.k
+    assert all(len(set(head)) == own - 4 for layer in chosen for head in layer)
 
 
 def test_gists_do_not_depend_on_their_batch() -> None:
@@ -214,7 +225,7 @@ def test_training_fits_a_row_s_gist_as_compression_does_whatever_its_batch() -> 
         written, _ = passes.write(encoded, batch)
     for row, (text, k) in enumerate(zip(rows, sizes, strict=True)):
         (gist,) = compress(KEEPING, [text.prompt], k)
-        first = LEARNED if gist.whole else 0
+        first = 0 if gist.learned else LEARNED
         for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):
             for made, own in ((keys, key), (values, value)):
                 torch.testing.assert_close(made[row, :, first : first + gist.k], own, atol=1e-5, rtol=0)
@@ -224,20 +235,35 @@ def test_fitting_can_be_learned_by_the_observers_too() -> None:
     made = {name: torch.randn(2, 1, size, 4, requires_grad=True) for name, size in (("key", 1), ("value", 1), ("q", 3))}
     keys, own = torch.randn(2, 1, 5, 4), torch.ones(2, 1, 5, dtype=torch.bool)
     shares = torch.full((2,), 0.5, requires_grad=True)
-    scores = made["q"] @ keys.transpose(2, 3)
-    sides = fit((made["key"], made["value"]), shares, Look(made["q"], scores, scores.softmax(-1)), keys, own)
+    look = Look.at(made["q"], keys, own[:, 0], torch.ones(2, 3, dtype=torch.bool))
+    sides = fit((made["key"], made["value"]), shares, look, keys, own)
     (sides[0].square().sum() + sides[1].square().sum()).backward()
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (*made.values(), shares))
 
 
 def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:
-    rest, observation = (Watch(*(torch.ones(1, n, dtype=torch.bool) for n in (4, 4, 2))) for _ in range(2))
-    rest.looks = [torch.tensor([[[0.1, 0.2, 0.1, 0.0]]])] * 2
-    observation.looks = [torch.tensor([[[0.2, 0.4, 0.2, 0.0]]])] * 2
-    assert float(missed(observation, rest)) == pytest.approx(0, abs=1e-6)
-    observation.looks = [observation.looks[0], torch.tensor([[[0.4, 0.2, 0.2, 0.0]]])]
+    rest = [torch.tensor([[[0.1, 0.2, 0.1, 0.0]]])] * 2
+    observers = [torch.tensor([[[0.2, 0.4, 0.2, 0.0]]])] * 2
+    assert float(missed(observers, rest)) == pytest.approx(0, abs=1e-6)
+    observers[1] = torch.tensor([[[0.4, 0.2, 0.2, 0.0]]])
     expected = 0.25 * math.log(0.25 / 0.5) + 0.5 * math.log(0.5 / 0.25)
-    assert float(missed(observation, rest)) == pytest.approx(expected / 2, abs=1e-6)
+    assert float(missed(observers, rest)) == pytest.approx(expected / 2, abs=1e-6)
+
+
+def test_where_the_rest_looks_is_seen_alike_whatever_the_batch() -> None:
+    """The full prompt's pass has no padding between a prompt and its rest; what is seen is put back in place."""
+    generator = torch.Generator().manual_seed(4)
+    rows = [Row(random_text(generator, n), random_text(generator, m), "an answer") for n, m in ((4, 60), (90, 5))]
+    examples = [tokenize(row, KEEPING.prompts) for row in rows]
+    passes = passes_of(KEEPING)
+    with torch.no_grad():
+        _, both = passes.full_prompt(collate(examples, [2, 2]), 3, watched=True)
+        alone = [passes.full_prompt(collate([example], [2]), 3, watched=True)[1] for example in examples]
+    for row, one in enumerate(alone):
+        n = one.tokens.shape[1]
+        for seen, wanted in zip(both.looks, one.looks, strict=True):
+            torch.testing.assert_close(seen[row, :, -n:], wanted[0], atol=1e-5, rtol=0)
+            assert not seen[row, :, :-n].any()
 
 
 def test_observers_are_a_prompts_last_tokens_and_learned_ones_or_the_template_of_an_empty_input() -> None:
@@ -278,13 +304,14 @@ def test_kept_must_be_a_number_within_bounds(tiny_saved: Path, kept: object, mat
 
 
 def test_a_checkpoint_comes_back_with_what_it_keeps(tiny_saved: Path) -> None:
+    prompt = "a prompt of some more words than 5, and of more than twice 8 behind them"
     checkpoint = Checkpoint.load(tiny_saved, device="cpu")
-    plain = GistModel(checkpoint).compress("a prompt of some more words than 5", checkpoint.max_k)
+    plain = GistModel(checkpoint).compress(prompt, checkpoint.max_k)
     record = json.loads((tiny_saved / "gistlm.json").read_text())
     (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
     keeping = Checkpoint.load(tiny_saved, device="cpu")
     assert (keeping.max_k, keeping.learned) == (checkpoint.max_k + 5, checkpoint.max_k)
-    gist = GistModel(keeping).compress("a prompt of some more words than 5", keeping.max_k)
+    gist = GistModel(keeping).compress(prompt, keeping.max_k)
     assert gist.provenance.kept == 5 and gist.provenance.adapter != plain.provenance.adapter
     learned = slice(1, checkpoint.max_k)
     torch.testing.assert_close(gist.keys[1][:, learned], plain.keys[1][:, 1:], atol=1e-5, rtol=0)

@@ -30,7 +30,7 @@ from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.files import sha256, write_atomically
 from gistlm.initial import default_initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
-from gistlm.observe import check_observable
+from gistlm.observe import check_observable, leaves_few
 from gistlm.prompt import PromptTokenizer, default_format
 
 EMBEDDINGS = "gist_embeddings.safetensors"
@@ -146,12 +146,13 @@ class Checkpoint:
     def held(self, parts: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """How many learned and how many kept tokens, both [batch], gists of at most k [batch] tokens have.
 
-        parts: of the prompts [batch, N]. A prompt of at most k tokens is kept whole, and nothing is learned.
+        parts: of the prompts [batch, N]. Where a gist `leaves_few` tokens out, all of its own are kept ones.
         """
         if not self.config.kept:
             return k, torch.zeros_like(k)
         tokens, learned = self.may_be_kept(parts).sum(dim=1), k.clamp_max(self.learned)
-        return torch.where(tokens <= k, 0, learned), torch.where(tokens <= k, tokens, k - learned)
+        few = leaves_few(tokens, k)
+        return torch.where(few, 0, learned), torch.where(few, torch.minimum(tokens, k), k - learned)
 
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:

@@ -25,7 +25,7 @@ from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.gist import Gist
 from gistlm.mask import Part
-from gistlm.observe import READ_AGAIN, Observation, PassIsOver, Watch
+from gistlm.observe import READ_AGAIN, Observation, PassIsOver
 from gistlm.provenance import GistInfo
 from gistlm.stock import CACHE
 
@@ -43,12 +43,12 @@ class Encoded:
     """[batch]: the position of each row's first gist token"""
     tokens: Tensor
     """[batch, N] ids"""
-    watched: Watch | None = None
-    """Where the rest looked under the full prompt, if that was watched"""
+    looks: list[Tensor] | None = None
+    """By layer, where in it the rest looked, as `Watch.looks`, if that was watched"""
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
-    """One gist of k tokens per prompt, on the model's device; of fewer where a prompt is kept whole.
+    """One gist of k tokens per prompt, on the model's device; of fewer where a prompt has fewer, and tokens are kept.
 
     Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
     """
@@ -91,25 +91,27 @@ def check_k(k: int, largest: int) -> None:
         raise InputError(f"k is the number of gist tokens, from 1 to {largest} for this checkpoint; got {k!r}")
 
 
-def prompt_starts(checkpoint: Checkpoint, lengths: Tensor, whole: Tensor) -> Tensor:
-    """The position of each prompt's first token, from prompt lengths [batch] and whether all is kept, bool [batch].
+def prompt_starts(checkpoint: Checkpoint, lengths: Tensor, all_kept: Tensor) -> Tensor:
+    """The position of each prompt's first token, from prompt lengths [batch] and whether none is learned, bool [batch].
 
     Relative numbering: such that the gist follows the opening, so below zero for most prompts. Absolute, and where a
-    prompt is kept ``whole``, as in the full prompt: zero.
+    gist is ``all_kept``, as in the full prompt: zero.
     """
     if checkpoint.architecture.numbering == "absolute":
         return torch.zeros_like(lengths)
-    return torch.where(whole, 0, checkpoint.opening_tokens - lengths)
+    return torch.where(all_kept, 0, checkpoint.opening_tokens - lengths)
 
 
-def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], whole: Tensor | None = None) -> Encoded:
+def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], all_kept: Tensor | None = None) -> Encoded:
     """Run prompts (token ids, opening included) through the reader as ordinary causal text.
 
-    whole: as in `prompt_starts`; none is by default.
+    all_kept: as in `prompt_starts`; none is by default.
     """
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
     lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
-    starts = prompt_starts(checkpoint, lengths, torch.zeros_like(lengths, dtype=torch.bool) if whole is None else whole)
+    if all_kept is None:
+        all_kept = torch.zeros_like(lengths, dtype=torch.bool)
+    starts = prompt_starts(checkpoint, lengths, all_kept)
     positions = left_positions(parts, starts)
     cache = DynamicCache()
     reader = checkpoint.reader.get_decoder()
@@ -148,7 +150,7 @@ def write_gists(
 
 
 def one_pass(
-    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: Tensor, whole: Tensor
+    checkpoint: Checkpoint, tokens: Tensor, prompt_parts: Tensor, learned: int, kept: Tensor, all_kept: Tensor
 ) -> tuple[KeyValues, Tensor]:
     """What `encode_prompts` and `write_gists` give, in one pass of prompts and gist tokens side by side.
 
@@ -156,7 +158,7 @@ def one_pass(
     prompt. Returns keys and values as `write_gists` and the positions of the first gist tokens [batch].
     """
     lengths = (prompt_parts != Part.PAD).sum(dim=1)
-    starts = prompt_starts(checkpoint, lengths, whole)
+    starts = prompt_starts(checkpoint, lengths, all_kept)
     inputs, behind = _behind(checkpoint, tokens, prompt_parts, learned)
     parts = torch.cat([prompt_parts, behind], dim=1)
     with checkpoint.adapter_on_last(behind.shape[1]):
@@ -266,15 +268,15 @@ def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
 
 def gist_start(checkpoint: Checkpoint, gist: Gist) -> int:
     """The position at which the model reads a gist: after the opening, or with absolute numbering after its prompt, as
-    it reads one that keeps its whole prompt.
+    it reads one of kept tokens alone.
     """
-    if checkpoint.architecture.numbering == "absolute" or gist.whole:
+    if checkpoint.architecture.numbering == "absolute" or not gist.learned:
         return gist.provenance.prompt_tokens
     return checkpoint.opening_tokens
 
 
 def _held(layers: KeyValues, width: int, learned: int, kept: int) -> KeyValues:
-    """A row's own columns of [kv_heads, width + most kept, head_dim]: a prompt that is kept whole has none learned."""
+    """A row's own columns of [kv_heads, width + most kept, head_dim]: a gist of kept tokens alone has none learned."""
     columns = slice(learned + kept) if learned else slice(width, width + kept)
     # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
     # from inference mode, so that a gist can be trained on

@@ -84,9 +84,9 @@ class Gist:
         return self.provenance.start + self.k - self.provenance.kept
 
     @property
-    def whole(self) -> bool:
-        """Whether it keeps its whole prompt, and has no learned token."""
-        return self.provenance.kept == self.k
+    def learned(self) -> int:
+        """How many of its tokens are learned; 0 where it keeps all or nearly all of a short prompt's own."""
+        return self.k - self.provenance.kept
 
     @property
     def nested(self) -> bool:

@@ -12,14 +12,14 @@ head: Li et al. 2024, "SnapKV". That keys and values can be fitted to attention 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -28,11 +28,20 @@ from gistlm.errors import UnsupportedModelError
 
 READ_AGAIN = 8
 """Most of a prompt's tokens that are read once more as observers."""
+FEW = 8
+"""At most so many tokens are few to leave out."""
 _RIDGE = 0.05
 """Of the fitted key, beside the mean square of the observers' queries."""
 _NAME = "gistlm_observed"
 _LOWEST = torch.finfo(torch.float32).min
 """The score of what is not there."""
+
+
+def leaves_few(tokens: Any, k: Any) -> Any:
+    """Whether a gist of k tokens leaves so few of a prompt's own tokens out, no more than it has, that it is worth most
+    if all of its own are kept ones. Both are ints, or integer tensors of one shape.
+    """
+    return (tokens <= 2 * k) & (tokens <= k + FEW)
 
 
 class PassIsOver(Exception):
@@ -45,9 +54,22 @@ class Look(NamedTuple):
     queries: Tensor
     """[batch, kv_heads, Q, head_dim], times the attention's scaling"""
     scores: Tensor
-    """[batch, kv_heads, Q, N]: of every column, before softmax"""
+    """[batch, kv_heads, Q, N]: of the prompt's tokens, before softmax"""
     shares: Tensor
-    """[batch, kv_heads, Q, N]: attention to the prompt's own tokens, among all of the prompt; zero for padding"""
+    """[batch, kv_heads, Q, N]: attention to the prompt's tokens"""
+    observing: Tensor
+    """[batch, 1, Q, 1]: 1, or 0 for padding"""
+    seen: Tensor
+    """[batch, kv_heads, N]: the sum of shares over all observers"""
+
+    @classmethod
+    def at(cls, queries: Tensor, keys: Tensor, prompt: Tensor, observing: Tensor) -> Look:
+        """From queries as above, keys [batch, kv_heads, N, head_dim], which take no gradients as a prompt's pass has
+        none, and which of the prompt and of the queries are no padding, bool [batch, N] and [batch, Q].
+        """
+        scores = (queries @ keys.detach().transpose(2, 3)).masked_fill(~prompt[:, None, None], _LOWEST)
+        shares, shown = scores.softmax(dim=-1), observing[:, None, :, None].to(queries.dtype)
+        return cls(queries, scores, shares, shown, (shown.transpose(2, 3) @ shares)[:, :, 0])
 
 
 class Watch:
@@ -55,7 +77,7 @@ class Watch:
 
     def __init__(self, prompt: Tensor, own: Tensor, observers: Tensor) -> None:
         self.prompt = prompt
-        """bool [batch, N]: the first columns' tokens, false for padding"""
+        """bool [batch, N]: which of the first columns are its tokens"""
         self.own = own
         """bool [batch, N]: those that a gist stands for"""
         self.observers = observers
@@ -63,6 +85,8 @@ class Watch:
         self.looks: list[Tensor] = []
         """By layer, [batch, kv_heads, N]: the observers' summed attention to each of the prompt's own tokens, as shares
         among the whole prompt"""
+        self.eager = False
+        """Whether the model attends by its own plain products, as set for training; else by torch's."""
 
     @contextmanager
     def __call__(self, decoder: Any) -> Iterator[None]:
@@ -70,6 +94,7 @@ class Watch:
         check_observable(decoder)
         config = decoder.config
         before = config._attn_implementation
+        self.eager = before == "eager"
         token = _watching.set(self)
         config._attn_implementation = _NAME
         try:
@@ -90,11 +115,9 @@ class Watch:
         # [batch, heads, width, head_dim] -> [batch, kv_heads, group * width, head_dim]: one query head after the other
         queries = query[:, :, query.shape[2] - width :].reshape(batch, kv_heads, -1, size).float()
         queries = queries * (size**-0.5 if scaling is None else scaling)
-        scores = queries @ key[:, :, :n].float().transpose(2, 3)
-        shares = scores.masked_fill(~self.prompt[:, None, None], _LOWEST).softmax(dim=-1) * self.own[:, None, None]
-        shares = shares * self.observers.repeat(1, queries.shape[2] // width)[:, None, :, None]
-        self.looks.append(shares.sum(dim=2))
-        return Look(queries, scores, shares)
+        look = Look.at(queries, key[:, :, :n].float(), self.prompt, self.observers.repeat(1, queries.shape[2] // width))
+        self.looks.append(look.seen * self.own[:, None])
+        return look
 
 
 class Observation(Watch):
@@ -151,33 +174,36 @@ def fit(
     for the tokens ``left``, bool [batch, kv_heads, N]: whose score is for every query the log of the sum of theirs
     (ridge regression that starts from the key), and whose value is what attention to them gives (the mean).
 
-    values: of the prompt [batch, kv_heads, N, value_dim]. Queries weigh as much as they attend to these tokens.
+    values: of the prompt [batch, kv_heads, N, value_dim], without gradients. Queries weigh as much as they attend to
+    these tokens.
     """
     key, value = column
-    queries, scores, shares = look
-    weights = (shares * left[:, :, None]).sum(dim=-1, keepdim=True)
-    weights = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-9)
-    theirs = scores.masked_fill(~left[:, :, None], _LOWEST)
-    output = (weights * theirs.softmax(dim=-1)).sum(dim=2, keepdim=True) @ values.float()
-    weighted = queries * weights
-    gram = weighted.transpose(2, 3) @ queries
+    mass = look.shares @ left[..., None].float() * look.observing
+    total = mass.sum(dim=2, keepdim=True).clamp_min(1e-9)
+    weights = mass / total
+    output = (look.seen * left)[:, :, None] / total @ values.detach().float()
+    sums = look.scores.logsumexp(dim=-1, keepdim=True) + mass.clamp_min(1e-9).log()
+    weighted = look.queries * weights
+    gram = weighted.transpose(2, 3) @ look.queries
     was = key.float().transpose(2, 3)
-    miss = weighted.transpose(2, 3) @ theirs.logsumexp(dim=-1, keepdim=True) - gram @ was
+    miss = weighted.transpose(2, 3) @ sums - gram @ was
     ridge = _RIDGE * gram.diagonal(dim1=2, dim2=3).sum(dim=-1, keepdim=True).clamp_min(1e-6)
     step = torch.linalg.solve(gram + torch.diag_embed(ridge.expand(-1, -1, gram.shape[-1])), miss)
     moved = value.float() + fitted[1] * (output - value.float())
     return (was + fitted[0] * step).transpose(2, 3).to(key.dtype), moved.to(value.dtype)
 
 
-def missed(observation: Watch, rest: Watch) -> Tensor:
+def missed(observers: list[Tensor], rest: list[Tensor]) -> Tensor:
     """How far the observers are from where a rest looks: KL in nats between their attention to the prompt's own tokens,
     the mean over layers, heads and rows. Trains the observers.
+
+    Both are looks [batch, kv_heads, N] by layer, as those of `Watch`.
     """
-    total = torch.zeros((), device=rest.own.device)
-    for seen, wanted in zip(observation.looks, rest.looks, strict=True):
+    total = torch.zeros((), device=rest[0].device)
+    for seen, wanted in zip(observers, rest, strict=True):
         mine, theirs = (looks / looks.sum(dim=-1, keepdim=True).clamp_min(1e-9) for looks in (seen, wanted))
         total = total + (theirs * (theirs.clamp_min(1e-9).log() - mine.clamp_min(1e-9).log())).sum(dim=-1).mean()
-    return total / len(rest.looks)
+    return total / len(rest)
 
 
 def check_observable(decoder: Any) -> None:
@@ -200,11 +226,12 @@ _watching: ContextVar[Watch] = ContextVar("watching")
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    _watching.get().see(query, key, value, options.get("scaling"))
-    with sdpa_kernel(SDPBackend.MATH) if query.requires_grad else nullcontext():  # the fused one's gradient is slow
-        attended: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, **options
-        )
+    watch = _watching.get()
+    watch.see(query, key, value, options.get("scaling"))
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if watch.eager and attention_mask is not None and attention_mask.is_floating_point():
+        attend = sys.modules[type(module).__module__].eager_attention_forward
+    attended: tuple[Tensor, Tensor | None] = attend(module, query, key, value, attention_mask, **options)
     return attended
 
 

@@ -28,7 +28,7 @@ class GistInfo:
     """Position of the first gist token."""
     kept: int = 0
     """So many of the gist's last tokens are the prompt's own: they stand before ``start``, and take no position of
-    those that follow it. A gist of kept tokens alone keeps its whole prompt."""
+    those that follow it. They may be all of a gist's."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

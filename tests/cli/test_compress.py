@@ -118,17 +118,18 @@ def test_more_gist_tokens_than_a_checkpoint_has_are_one_sentence(real: Run, chec
     assert "from 1 to 16 for this checkpoint; got 17" in error_line(result)
 
 
-def test_it_says_when_a_short_prompt_is_kept_whole(real: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_it_says_when_a_short_prompt_is_kept_alone(real: Run, checkpoint: Path, tmp_path: Path) -> None:
     keeping = shutil.copytree(checkpoint, tmp_path / "keeping")
     record = json.loads((keeping / "gistlm.json").read_text())
     (keeping / "gistlm.json").write_text(json.dumps({**record, "kept": 60}))
     (tmp_path / "short.txt").write_text("Be kind.")
     printed = real("compress", tmp_path / "short.txt", "-o", "short.gist", "-k", "30", "--model", keeping)
     assert printed.exit_code == 0, printed.output
-    assert "kept whole: answers are those of the full prompt" in printed.output
-    assert Gist.load("short.gist").whole
+    assert "its own tokens are kept, and none is learned" in printed.output
+    assert Gist.load("short.gist").learned == 0
     (tmp_path / "long.txt").write_text("Be kind. " * 20)
-    assert "kept whole" not in real("compress", tmp_path / "long.txt", "-o", "l.gist", "-k", "30", "-m", keeping).output
+    printed = real("compress", tmp_path / "long.txt", "-o", "l.gist", "-k", "30", "-m", keeping)
+    assert printed.exit_code == 0 and "none is learned" not in printed.output
 
 
 def test_an_unknown_engine_is_one_sentence(fake: Run, prompt: Path) -> None:

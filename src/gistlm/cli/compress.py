@@ -71,5 +71,5 @@ def _print(report: dict[str, Any]) -> None:
         header=["", "prompt", "gist", ""],
     )
     if report["kept"] == report["k"]:
-        print("The prompt is short enough to be kept whole: answers are those of the full prompt.")
+        print("The prompt is hardly longer than the gist, if at all: its own tokens are kept, and none is learned.")
     print(f"{report['path']} written; compressing took {duration(report['seconds'])}")

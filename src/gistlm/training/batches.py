@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gistlm.columns import left_pad
 from gistlm.mask import Part
+from gistlm.observe import leaves_few
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.batch import Batch
 from gistlm.training.rows import Row
@@ -109,7 +110,7 @@ class Collator:
     """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch.
 
     Where gists are not ``nested``, a longer one teaches nothing of the shorter ones, and every k is drawn. Nor does a
-    gist that keeps all of a prompt's tokens that follow ``kept_from``: a smaller k is drawn in its place.
+    gist that `leaves_few` of a prompt's tokens that follow ``kept_from``: a smaller k is drawn in its place.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Collator:
         if self.kept_from is None:
             return self.choices
         tokens = len(example.prompt) - self.kept_from
-        return [k for k in self.choices if k < tokens] or [min(self.choices)]
+        return [k for k in self.choices if not leaves_few(tokens, k)] or [min(self.choices)]
 
 
 def collate(examples: Sequence[Example], k: Sequence[int], device: torch.device | str = "cpu") -> Batch:

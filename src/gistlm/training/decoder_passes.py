@@ -33,12 +33,13 @@ class DecoderPasses:
         """
         h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
         parts, positions = (whole[:, h:] for whole in self._layout(batch, 0, Condition.POSITIVE))
-        cache = DynamicCache()
-        own = self.checkpoint.may_be_kept(batch.prompt_parts)
-        watch = Watch(batch.prompt_parts != Part.PAD, own, batch.rest_parts != Part.PAD) if watched else None
+        of_prompts, gist_start = positions[:, :n], positions[:, n - 1] + 1
+        tokens, parts, positions = without_gaps(parts, torch.cat([batch.prompts, batch.rests], dim=1), parts, positions)
+        cache, own = DynamicCache(), self.checkpoint.may_be_kept(parts)
+        watch = Watch(parts == Part.PROMPT, own, batch.rest_parts != Part.PAD) if watched else None
         with watch(self.checkpoint.reader.get_decoder()) if watch else nullcontext():
             logits = self.checkpoint.reader(
-                torch.cat([batch.prompts, batch.rests], dim=1),
+                tokens,
                 attention_mask=self.checkpoint.architecture.masks(
                     parts, positions, parts.shape[1], self.checkpoint.reader.dtype, Condition.POSITIVE
                 ),
@@ -47,9 +48,14 @@ class DecoderPasses:
                 use_cache=True,
                 logits_to_keep=_predictors(parts.shape[1], last, parts.device),
             ).logits
-        prompt = [(keys[:, :, :n], values[:, :, :n]) for keys, values in key_values_of(cache)]
-        gist_start = positions[:, n - 1] + 1
-        return logits, Encoded(prompt, batch.prompt_parts, positions[:, :n], gist_start, batch.prompts, watch)
+        # the prompts' columns, as they are padded without rests; any column stands for padding
+        ends = parts.shape[1] - (batch.rest_parts != Part.PAD).sum(dim=1, keepdim=True)
+        columns = (ends + torch.arange(-n, 0, device=ends.device)).clamp_min(0)[:, None]
+        at = columns[..., None]
+        prompt = [(keys.take_along_dim(at, 2), values.take_along_dim(at, 2)) for keys, values in key_values_of(cache)]
+        kept = self.checkpoint.may_be_kept(batch.prompt_parts)[:, None]
+        looks = [look.take_along_dim(columns, 2) * kept for look in watch.looks] if watch else None
+        return logits, Encoded(prompt, batch.prompt_parts, of_prompts, gist_start, batch.prompts, looks)
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
         """Keys and values of every row's gist and kept tokens, as many as the row with most has, and what its observers
@@ -57,9 +63,9 @@ class DecoderPasses:
         """
         _, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
         gist, observation = write_gists(self.checkpoint, encoded, self._learned(batch), kept)
-        if observation is None or encoded.watched is None:
+        if observation is None or encoded.looks is None:
             return gist, None
-        return gist, missed(observation, encoded.watched)
+        return gist, missed(observation.looks, encoded.looks)
 
     def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
         """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""
