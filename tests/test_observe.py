@@ -250,12 +250,14 @@ def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:
     assert float(missed(observers, rest)) == pytest.approx(expected / 2, abs=1e-6)
 
 
-def test_where_the_rest_looks_is_seen_alike_whatever_the_batch() -> None:
+@pytest.mark.parametrize("opening_visible", [True, False])
+def test_where_the_rest_looks_is_seen_alike_whatever_the_batch(opening_visible: bool) -> None:
     """The full prompt's pass has no padding between a prompt and its rest; what is seen is put back in place."""
+    checkpoint = tiny_checkpoint(max_k=14, kept=10, opening_visible=opening_visible)
     generator = torch.Generator().manual_seed(4)
-    rows = [Row(random_text(generator, n), random_text(generator, m), "an answer") for n, m in ((4, 60), (90, 5))]
-    examples = [tokenize(row, KEEPING.prompts) for row in rows]
-    passes = passes_of(KEEPING)
+    rows = [Row(random_text(generator, n), random_text(generator, m), "an answer") for n, m in ((4, 160), (90, 5))]
+    examples = [tokenize(row, checkpoint.prompts) for row in rows]
+    passes = passes_of(checkpoint)
     with torch.no_grad():
         _, both = passes.full_prompt(collate(examples, [2, 2]), 3, watched=True)
         alone = [passes.full_prompt(collate([example], [2]), 3, watched=True)[1] for example in examples]

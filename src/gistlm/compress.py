@@ -109,9 +109,8 @@ def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], all_kep
     """
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
     lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
-    if all_kept is None:
-        all_kept = torch.zeros_like(lengths, dtype=torch.bool)
-    starts = prompt_starts(checkpoint, lengths, all_kept)
+    none = torch.zeros_like(lengths, dtype=torch.bool)
+    starts = prompt_starts(checkpoint, lengths, none if all_kept is None else all_kept)
     positions = left_positions(parts, starts)
     cache = DynamicCache()
     reader = checkpoint.reader.get_decoder()
@@ -278,8 +277,7 @@ def gist_start(checkpoint: Checkpoint, gist: Gist) -> int:
 def _held(layers: KeyValues, width: int, learned: int, kept: int) -> KeyValues:
     """A row's own columns of [kv_heads, width + most kept, head_dim]: a gist of kept tokens alone has none learned."""
     columns = slice(learned + kept) if learned else slice(width, width + kept)
-    # .clone() detaches the row from the batch's memory, so that a kept gist does not keep its neighbours alive, and
-    # from inference mode, so that a gist can be trained on
+    # .clone(): the row keeps none of its batch's memory alive, and is outside inference mode, so that it can be trained
     return [(keys[:, columns].clone(), values[:, columns].clone()) for keys, values in layers]
 
 
