@@ -66,7 +66,7 @@ KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
 itself by observers{taught}.
 The first learned token is fitted to stand for all others, by shares that were trained. Where it would leave at
-most 8 tokens out, and no more than it has, all of its own are kept ones."""
+most 4 tokens out, and at most a quarter of k, all of its own are kept ones."""
 TAUGHT = " that were taught to look where the rest of a request looks"
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.

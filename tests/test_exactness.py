@@ -290,7 +290,7 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
     if not learned and kept == own:
         return OneRow([], ids, 0, rest, 0, len(ids))
     if not learned:
-        assert own - kept <= min(kept, 8)
+        assert own - kept <= min(kept / 4, 4)
         return OneRow(opening, ids, 0, rest, 0, len(ids), kept, template, unseen=len(checkpoint.gist_embeddings))
     assert kept == max(0, request.gist.k - len(checkpoint.gist_embeddings))
     first = 0 if kind == "gpt2" else len(opening) - len(ids)

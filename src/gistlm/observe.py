@@ -28,7 +28,7 @@ from gistlm.errors import UnsupportedModelError
 
 READ_AGAIN = 8
 """Most of a prompt's tokens that are read once more as observers."""
-FEW = 8
+FEW = 4
 """At most so many tokens are few to leave out."""
 _RIDGE = 0.05
 """Of the fitted key, beside the mean square of the observers' queries."""
@@ -38,10 +38,10 @@ _LOWEST = torch.finfo(torch.float32).min
 
 
 def leaves_few(tokens: Any, k: Any) -> Any:
-    """Whether a gist of k tokens leaves so few of a prompt's own tokens out, no more than it has, that it is worth most
-    if all of its own are kept ones. Both are ints, or integer tensors of one shape.
+    """Whether a gist of k tokens leaves so few of a prompt's own tokens out, a quarter of k and `FEW` at most, that it is
+    worth most if all of its own are kept ones. Both are ints, or integer tensors of one shape.
     """
-    return (tokens <= 2 * k) & (tokens <= k + FEW)
+    return (4 * (tokens - k) <= k) & (tokens <= k + FEW)
 
 
 class PassIsOver(Exception):
