@@ -357,7 +357,7 @@ def test_a_shortened_gist_is_the_gist_of_that_size(kind: str, recipe: str, openi
     for j in (1, 2, 7, 15, 16):
         for long, short in zip(longest, model.compress(prompts, j), strict=True):
             if long.provenance.kept and j < long.k:
-                with pytest.raises(InputError, match=f"stands for the others only; compress .* k={j}"):
+                with pytest.raises(InputError, match=f"is chosen as a whole; compress .* k={j}"):
                     long.shorten(j)
                 continue
             cut = long.shorten(min(j, long.k))
@@ -415,17 +415,17 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, ope
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @torch.no_grad()
 def test_training_reads_the_gists_that_are_compressed(kind: str) -> None:
-    """Kept tokens too, and a prompt that is kept whole, in one batch with others."""
+    """Kept tokens too, a prompt that is kept whole and one that nearly is, in one batch with others."""
     model, _ = loaded(kind, "frozen", True, KEPT)
     generator = torch.Generator().manual_seed(4)
-    rows = [Row(random_text(generator, n), random_text(generator, 9), random_text(generator, 7)) for n in (4, 30, 90)]
-    sizes = [8, 2, 14]
+    sizes, lengths = [8, 8, 2, 14], (4, 9, 30, 90)
+    rows = [Row(random_text(generator, n), random_text(generator, 9), random_text(generator, 7)) for n in lengths]
     batch = collate([tokenize(row, model.checkpoint.prompts) for row in rows], sizes)
     passes = passes_of(model.checkpoint)
     _, encoded = passes.full_prompt(batch, 3)
     logits = passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, int(batch.output_lengths.max()))
     gists = [model.compress(row.prompt, k) for row, k in zip(rows, sizes, strict=True)]
-    assert [gist.provenance.kept for gist in gists] == [4, 0, 11]
+    assert [gist.provenance.kept for gist in gists] == [4, 8, 0, 11]
     scores = model.score([row.input for row in rows], [row.output for row in rows], gists)
     for row, score, found in zip(rows, scores, logits, strict=True):
         ids = torch.tensor(model.checkpoint.prompts.output_ids(row.output))

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import random_text, save_tiny_checkpoint, tiny_checkpoint
+from transformers.models.llama import modeling_llama
 
 from gistlm.checkpoint import Checkpoint
 from gistlm.compress import compress
@@ -216,8 +218,8 @@ def test_the_first_of_several_learned_tokens_are_a_gist_where_nothing_is_kept() 
 
 def test_training_fits_a_row_s_gist_as_compression_does_whatever_its_batch() -> None:
     generator = torch.Generator().manual_seed(4)
-    rows = [Row(random_text(generator, n), "what?", random_text(generator, 7)) for n in (4, 30, 90)]
-    sizes = [8, 2, 14]
+    rows = [Row(random_text(generator, n), "what?", random_text(generator, 7)) for n in (4, 9, 30, 90)]
+    sizes = [8, 8, 2, 14]
     batch = collate([tokenize(row, KEEPING.prompts) for row in rows], sizes)
     passes = passes_of(KEEPING)
     with torch.no_grad():
@@ -239,6 +241,26 @@ def test_fitting_can_be_learned_by_the_observers_too() -> None:
     sides = fit((made["key"], made["value"]), shares, look, keys, own)
     (sides[0].square().sum() + sides[1].square().sum()).backward()
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (*made.values(), shares))
+
+
+def test_a_model_that_is_set_to_plain_products_attends_by_them_while_it_is_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = tiny_checkpoint(max_k=14, kept=10)
+    batch = collate([tokenize(Row("a prompt of some more words", "what?", "an answer"), checkpoint.prompts)], [12])
+    passes, plain = passes_of(checkpoint), Mock(wraps=modeling_llama.eager_attention_forward)
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", plain)
+    written = {}
+    for attention in ("sdpa", "eager"):
+        checkpoint.reader.set_attn_implementation(attention)
+        checkpoint.writer.get_base_model().set_attn_implementation(attention)
+        with torch.no_grad():
+            _, encoded = passes.full_prompt(batch, 3)
+            plain.reset_mock()
+            written[attention] = passes.write(encoded, batch)[0]
+        assert plain.called == (attention == "eager")
+    for one, other in zip(*written.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:
@@ -263,6 +285,9 @@ def test_where_the_rest_looks_is_seen_alike_whatever_the_batch(opening_visible: 
         alone = [passes.full_prompt(collate([example], [2]), 3, watched=True)[1] for example in examples]
     for row, one in enumerate(alone):
         n = one.tokens.shape[1]
+        for sides, wanted in zip(both.key_values, one.key_values, strict=True):
+            for side, own in zip(sides, wanted, strict=True):
+                torch.testing.assert_close(side[row, :, -n:], own[0], atol=1e-5, rtol=0)
         for seen, wanted in zip(both.looks, one.looks, strict=True):
             torch.testing.assert_close(seen[row, :, -n:], wanted[0], atol=1e-5, rtol=0)
             assert not seen[row, :, :-n].any()

@@ -146,7 +146,7 @@ class Checkpoint:
     def held(self, parts: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """How many learned and how many kept tokens, both [batch], gists of at most k [batch] tokens have.
 
-        parts: of the prompts [batch, N]. Where a gist `leaves_few` tokens out, all of its own are kept ones.
+        parts: of the prompts [batch, N]. Where k tokens `leaves_few` out, all are kept ones.
         """
         if not self.config.kept:
             return k, torch.zeros_like(k)

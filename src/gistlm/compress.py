@@ -44,11 +44,11 @@ class Encoded:
     tokens: Tensor
     """[batch, N] ids"""
     looks: list[Tensor] | None = None
-    """By layer, where in it the rest looked, as `Watch.looks`, if that was watched"""
+    """By layer, where in the prompt the rest looked, [batch, kv_heads, N], if that was watched"""
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
-    """One gist of k tokens per prompt, on the model's device; of fewer where a prompt has fewer, and tokens are kept.
+    """One gist of k tokens per prompt, on the model's device; if tokens are kept, a prompt of fewer has as many.
 
     Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
     """

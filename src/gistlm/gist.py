@@ -81,11 +81,11 @@ class Gist:
     @property
     def end(self) -> int:
         """Position of the first token after the gist."""
-        return self.provenance.start + self.k - self.provenance.kept
+        return self.provenance.start + self.learned
 
     @property
     def learned(self) -> int:
-        """How many of its tokens are learned; 0 where it keeps all or nearly all of a short prompt's own."""
+        """How many of its tokens are not the prompt's own; 0 where it keeps all or nearly all of a short prompt."""
         return self.k - self.provenance.kept
 
     @property
@@ -101,8 +101,8 @@ class Gist:
     def shorten(self, j: int) -> Gist:
         """The first j gist tokens, themselves a gist: they never saw the later ones.
 
-        Raises `InputError` for an encoder's gist, whose tokens did, and for one that keeps tokens of its prompt, whose
-        learned token stands for the others only.
+        Raises `InputError` for an encoder's gist, whose tokens did, and for one that keeps tokens of its prompt, which
+        is a gist only as it is.
         """
         if self.states is not None:
             raise InputError(
@@ -113,8 +113,8 @@ class Gist:
             raise InputError(f"cannot shorten a gist of {self.k} tokens to {j!r}; give a number from 1 to {self.k}")
         if self.provenance.kept and j < self.k:
             raise InputError(
-                f"this gist of {self.k} tokens keeps {self.provenance.kept} tokens of its prompt, and what it learned "
-                f"stands for the others only; compress the prompt again with k={j}"
+                f"this gist of {self.k} tokens keeps {self.provenance.kept} tokens of its prompt, and is chosen "
+                f"as a whole; compress the prompt again with k={j}"
             )
         return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
 

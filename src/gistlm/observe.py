@@ -29,7 +29,9 @@ from gistlm.errors import UnsupportedModelError
 READ_AGAIN = 8
 """Most of a prompt's tokens that are read once more as observers."""
 FEW = 4
-"""At most so many tokens are few to leave out."""
+"""At most so many tokens are few to leave out,"""
+FEW_PART = 4
+"""and at most one beside so many that are kept."""
 _RIDGE = 0.05
 """Of the fitted key, beside the mean square of the observers' queries."""
 _NAME = "gistlm_observed"
@@ -38,10 +40,12 @@ _LOWEST = torch.finfo(torch.float32).min
 
 
 def leaves_few(tokens: Any, k: Any) -> Any:
-    """Whether a gist of k tokens leaves so few of a prompt's own tokens out, a quarter of k and `FEW` at most, that it is
-    worth most if all of its own are kept ones. Both are ints, or integer tensors of one shape.
+    """Whether k kept tokens, of a prompt of so many, leave so few out that a learned one would not be worth its place.
+
+    Both are ints, or integer tensors of one shape.
     """
-    return (4 * (tokens - k) <= k) & (tokens <= k + FEW)
+    left = tokens - k
+    return (left <= FEW) & (left * FEW_PART <= k)
 
 
 class PassIsOver(Exception):
@@ -54,7 +58,7 @@ class Look(NamedTuple):
     queries: Tensor
     """[batch, kv_heads, Q, head_dim], times the attention's scaling"""
     scores: Tensor
-    """[batch, kv_heads, Q, N]: of the prompt's tokens, before softmax"""
+    """[batch, kv_heads, Q, N]: of the prompt's tokens, before softmax; of padding the lowest"""
     shares: Tensor
     """[batch, kv_heads, Q, N]: attention to the prompt's tokens"""
     observing: Tensor
@@ -77,7 +81,7 @@ class Watch:
 
     def __init__(self, prompt: Tensor, own: Tensor, observers: Tensor) -> None:
         self.prompt = prompt
-        """bool [batch, N]: which of the first columns are its tokens"""
+        """bool [batch, N]: which of the first columns are the prompt's tokens"""
         self.own = own
         """bool [batch, N]: those that a gist stands for"""
         self.observers = observers
@@ -230,7 +234,8 @@ def _attend(
     watch.see(query, key, value, options.get("scaling"))
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if watch.eager and attention_mask is not None and attention_mask.is_floating_point():
-        attend = sys.modules[type(module).__module__].eager_attention_forward
+        # (compression's masks are boolean or none, and for torch's; transformers names every model's own like this)
+        attend = getattr(sys.modules[type(module).__module__], "eager_attention_forward", attend)
     attended: tuple[Tensor, Tensor | None] = attend(module, query, key, value, attention_mask, **options)
     return attended
 

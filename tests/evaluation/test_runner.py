@@ -63,6 +63,16 @@ def test_likelihoods_and_divergences_are_those_that_training_measures(model: Gis
         assert found[names[name]]["metrics"][metric]["value"] == pytest.approx(wanted, abs=1e-5), (name, metric)
 
 
+def test_training_measures_gists_of_kept_tokens_alone_as_evaluation_does(data: str) -> None:
+    """They number prompts otherwise, and rows of one batch differ in whether they have such a gist."""
+    model = GistModel(tiny_checkpoint(max_k=64, kept=63))
+    found = by_label(evaluate(model, data, replace(FAST, generate=False, ks=(1, 32, 64), baselines=())))
+    table = measure_rows(model.checkpoint, Examples(read_rows(data), model.checkpoint.prompts, 1024), [1, 32, 64])
+    for k in (1, 32, 64):
+        wanted = float(table[f"k={k}", "nll"].sum() / table["", "tokens"].sum())
+        assert found[f"gist@{k}"]["metrics"]["nll"]["value"] == pytest.approx(wanted, abs=1e-5), k
+
+
 def test_every_condition_has_every_metric_and_every_row_every_condition(evaluated: Evaluation) -> None:
     token = {"nll", "kl", "agreement", "answer_kl", "answer_agreement", "exact_match"}
     rouge = {f"{side}rouge{kind}" for side in ("", "answer_") for kind in "12L"}

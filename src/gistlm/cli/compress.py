@@ -42,7 +42,7 @@ def compress(
 
     One pass of the model over the prompt; the file then stands in the prompt's place for good. A file that is
     already at OUTPUT is replaced, whole or not at all. A checkpoint that keeps tokens of prompts keeps one of at most
-    k tokens whole.
+    k tokens whole, and learns nothing of one that is hardly longer.
 
     \b
     Example:
@@ -71,5 +71,5 @@ def _print(report: dict[str, Any]) -> None:
         header=["", "prompt", "gist", ""],
     )
     if report["kept"] == report["k"]:
-        print("The prompt is hardly longer than the gist, if at all: its own tokens are kept, and none is learned.")
+        print("The gist keeps all or nearly all of the prompt's own tokens, and none is learned.")
     print(f"{report['path']} written; compressing took {duration(report['seconds'])}")

@@ -101,9 +101,13 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
 
         add("", "tokens", weights[weights > 0])
         full, encoded = passes.full_prompt(batch, targets.shape[1])
+        encoded_as = _kept_alone(checkpoint, batch)
         add("full", "nll", cross_entropy(full, targets, weights))
         for k in [0, *ks]:
             batch.k = torch.full_like(batch.k, k)
+            if k and not torch.equal(_kept_alone(checkpoint, batch), encoded_as):  # then it numbers prompts otherwise
+                encoded_as = _kept_alone(checkpoint, batch)
+                _, encoded = passes.full_prompt(batch, targets.shape[1])
             gist = passes.write(encoded, batch)[0] if k else None
             condition = Condition.GIST if k else Condition.NEGATIVE
             logits = passes.rest(batch, gist, condition, targets.shape[1])
@@ -120,6 +124,12 @@ def hash_weights(checkpoint: Checkpoint) -> str:
         tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in sorted(base.items())
     )
     return sha256(fingerprint_weights(base).encode(), *whole)
+
+
+def _kept_alone(checkpoint: Checkpoint, batch: Batch) -> Tensor:
+    """bool [batch]: whose gists have no learned token."""
+    learned, _ = checkpoint.held(batch.prompt_parts, batch.k)
+    return learned == 0
 
 
 def _batches(checkpoint: Checkpoint, examples: Examples) -> Iterator[Batch]:
