@@ -49,7 +49,7 @@ says what was tried on the way.
 
 ## How much of the prompt it keeps
 
-{data}, {rows} rows, none of them trained on: {output_tokens:,} output tokens.
+{data}, {rows} rows, none of them trained on: {output_tokens:,} output tokens, in {dtype}.
 NLL: nats a token of the reference outputs. KL: divergence to the model with the full prompt, on the references and on
 that model's own greedy answers. Gap closed: the share of the way from no prompt to the full prompt, with 95 % intervals
 (paired bootstrap over rows, seed {eval_seed}). Baselines hold the same bytes of keys and values as a gist of that k.
@@ -160,6 +160,7 @@ def card(
         table=conditions_table(found),
         command=run["command"],
         date=run["date"],
+        dtype=found["model"]["dtype"],
         machine=f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}",
         answer_rows=answers["data"]["rows"],
         answers_command=answers["run"]["command"],
