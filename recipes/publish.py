@@ -17,7 +17,7 @@ from gistlm.checkpoint_config import CONFIG
 from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.results import label, read_results
 from gistlm.files import write_atomically
-from gistlm.observe import FEW
+from gistlm.observe import FEW, FEW_PART
 
 FILES = (CONFIG, "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")
 
@@ -67,7 +67,7 @@ KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
 itself by observers{taught}.
 The first learned token is fitted to stand for all others, by shares that were trained. Where a gist would
-leave at most {few} tokens out, and at most a quarter of k, all of its tokens are kept ones."""
+leave at most {few} tokens out, and at most one for every {part} that it keeps, all of its tokens are kept ones."""
 TAUGHT = " that were taught to look where the rest of a request looks"
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.
@@ -148,7 +148,9 @@ def card(
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
         learned=f"Learned gist tokens: {learned}",
-        kept=KEPT.format(kept=kept, few=FEW, taught=TAUGHT if config.get("observation_weight") else "") if kept else "",
+        kept=KEPT.format(kept=kept, few=FEW, part=FEW_PART, taught=TAUGHT if config.get("observation_weight") else "")
+        if kept
+        else "",
         max_k=learned + kept,
         runs="\n".join(runs),
         left_out=training["rows_left_out"],

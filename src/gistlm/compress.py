@@ -48,7 +48,7 @@ class Encoded:
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
-    """One gist of k tokens per prompt, on the model's device; if tokens are kept, a prompt of fewer has as many.
+    """One gist of k tokens per prompt, on the model's device; with kept tokens, of no more than the prompt has.
 
     Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
     """

@@ -234,7 +234,7 @@ def _attend(
     watch.see(query, key, value, options.get("scaling"))
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if watch.eager and attention_mask is not None and attention_mask.is_floating_point():
-        # (compression's masks are boolean or none, and for torch's; transformers names every model's own like this)
+        # plain products add the mask, so that it has to be one of floats; transformers gives every model's this name
         attend = getattr(sys.modules[type(module).__module__], "eager_attention_forward", attend)
     attended: tuple[Tensor, Tensor | None] = attend(module, query, key, value, attention_mask, **options)
     return attended

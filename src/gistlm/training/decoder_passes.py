@@ -48,19 +48,17 @@ class DecoderPasses:
                 use_cache=True,
                 logits_to_keep=_predictors(parts.shape[1], last, parts.device),
             ).logits
-        # the prompts' columns, as they are padded without rests; any column stands for padding
-        ends = parts.shape[1] - (batch.rest_parts != Part.PAD).sum(dim=1, keepdim=True)
-        columns = (ends + torch.arange(-n, 0, device=ends.device)).clamp_min(0)[:, None]
-        at = columns[..., None]
+        at = _prompt_columns(batch, parts.shape[1])[:, None, :, None]
         prompt = [(keys.take_along_dim(at, 2), values.take_along_dim(at, 2)) for keys, values in key_values_of(cache)]
         kept = self.checkpoint.may_be_kept(batch.prompt_parts)[:, None]
-        looks = [look.take_along_dim(columns, 2) * kept for look in watch.looks] if watch else None
+        looks = [look.take_along_dim(at[..., 0], 2) * kept for look in watch.looks] if watch else None
         return logits, Encoded(prompt, batch.prompt_parts, of_prompts, gist_start, batch.prompts, looks)
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
         """Keys and values of every row's gist and kept tokens, as many as the row with most has, and what its observers
         `missed` if the rest was watched.
         """
+        assert torch.equal(encoded.gist_start, self._gist_start(batch)), "gists of this k number prompts otherwise"
         _, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
         gist, observation = write_gists(self.checkpoint, encoded, self._learned(batch), kept)
         if observation is None or encoded.looks is None:
@@ -116,6 +114,12 @@ class DecoderPasses:
         """Columns of learned gist tokens."""
         return self.checkpoint.learned_columns(int(batch.k.max()))
 
+    def _gist_start(self, batch: Batch) -> Tensor:
+        """[batch]: the position behind each prompt."""
+        lengths = (batch.prompt_parts != Part.PAD).sum(dim=1)
+        learned, _ = self.checkpoint.held(batch.prompt_parts, batch.k)
+        return prompt_starts(self.checkpoint, lengths, learned == 0) + lengths
+
     def _layout(self, batch: Batch, k: int, condition: Condition) -> tuple[Tensor, Tensor]:
         """Parts and positions [batch, h + N + k + R] of opening, prompt, gist and rest.
 
@@ -123,10 +127,9 @@ class DecoderPasses:
         """
         rows, device = len(batch.rests), batch.rests.device
         h = self.checkpoint.opening_tokens
-        lengths = (batch.prompt_parts != Part.PAD).sum(dim=1)
         learned, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
-        starts = prompt_starts(self.checkpoint, lengths, learned == 0)
-        gist_start = starts + lengths
+        gist_start = self._gist_start(batch)
+        starts = gist_start - (batch.prompt_parts != Part.PAD).sum(dim=1)
         rest_start = {
             Condition.GIST: gist_start + learned,
             Condition.POSITIVE: gist_start,
@@ -159,6 +162,15 @@ def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:
     order = shown.int().argsort(dim=1, stable=True)[:, shown.shape[1] - int(shown.sum(dim=1).max()) :]
     rows = torch.arange(len(parts), device=parts.device)[:, None]
     return [each[rows, order] for each in columns]
+
+
+def _prompt_columns(batch: Batch, width: int) -> Tensor:
+    """[batch, N]: where the columns of left-padded prompts stand in full rows of ``width`` columns `without_gaps`.
+
+    Padding has any column.
+    """
+    ends = width - (batch.rest_parts != Part.PAD).sum(dim=1, keepdim=True)
+    return (ends + torch.arange(-batch.prompts.shape[1], 0, device=ends.device)).clamp_min(0)
 
 
 def _predictors(width: int, last: int, device: torch.device) -> Tensor:

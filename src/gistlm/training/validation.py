@@ -105,8 +105,9 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
         add("full", "nll", cross_entropy(full, targets, weights))
         for k in [0, *ks]:
             batch.k = torch.full_like(batch.k, k)
-            if k and not torch.equal(_kept_alone(checkpoint, batch), encoded_as):  # then it numbers prompts otherwise
-                encoded_as = _kept_alone(checkpoint, batch)
+            alone = _kept_alone(checkpoint, batch)
+            if k and not torch.equal(alone, encoded_as):  # such gists number their prompts otherwise
+                encoded_as = alone
                 _, encoded = passes.full_prompt(batch, targets.shape[1])
             gist = passes.write(encoded, batch)[0] if k else None
             condition = Condition.GIST if k else Condition.NEGATIVE
