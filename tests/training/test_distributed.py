@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 
 from gistlm.checkpoint import EMBEDDINGS
+from gistlm.cli.train import train as train_command
 from gistlm.errors import InputError
 from gistlm.training.batches import Collator, Draws, Example, Examples
 from gistlm.training.config import parse_config
@@ -186,6 +187,22 @@ def test_a_killed_run_of_two_processes_goes_on_under_accelerate_launch(
     assert resumed["losses"] == whole["losses"]
     assert resumed["tokens"] == whole["tokens"]
     assert resumed["validation"] == whole["validation"]
+
+
+def test_the_command_leaves_no_process_group_whose_threads_could_abort_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = folder / "alone.yaml"
+    recipe.write_text(json.dumps(options(folder, "frozen", 1, "alone")))
+    monkeypatch.setattr("gistlm.training.loop.train", lambda config, callbacks: Path(config.output))
+    monkeypatch.setattr("gistlm.cli.train._report", lambda folder: None)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        train_command(recipe)
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path, runs: dict[str, dict[str, Any]]) -> None:

@@ -96,6 +96,7 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _run(config: TrainConfig) -> Path:
+    import torch.distributed
     from rich.console import Console
 
     from gistlm.training.loop import train as run
@@ -103,11 +104,14 @@ def _run(config: TrainConfig) -> Path:
 
     try:
         with TrainingProgress(Console(stderr=True)) as progress:
-            return run(config, [progress])
+            folder = run(config, [progress])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted: the same command resumes this run from its last save (one every {config.save_every} steps)"
         ) from None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads may abort a process that ends with its group alive
+    return folder
 
 
 def _report(folder: Path) -> None:
