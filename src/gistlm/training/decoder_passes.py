@@ -48,10 +48,10 @@ class DecoderPasses:
                 use_cache=True,
                 logits_to_keep=_predictors(parts.shape[1], last, parts.device),
             ).logits
-        at = _prompt_columns(batch, parts.shape[1])[:, None, :, None]
-        prompt = [(keys.take_along_dim(at, 2), values.take_along_dim(at, 2)) for keys, values in key_values_of(cache)]
+        at = _prompt_columns(batch, parts.shape[1])
+        prompt = [(_of_prompts(keys, at), _of_prompts(values, at)) for keys, values in key_values_of(cache)]
         kept = self.checkpoint.may_be_kept(batch.prompt_parts)[:, None]
-        looks = [look.take_along_dim(at[..., 0], 2) * kept for look in watch.looks] if watch else None
+        looks = [_of_prompts(look, at) * kept for look in watch.looks] if watch else None
         return logits, Encoded(prompt, batch.prompt_parts, of_prompts, gist_start, batch.prompts, looks)
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
@@ -171,6 +171,12 @@ def _prompt_columns(batch: Batch, width: int) -> Tensor:
     """
     ends = width - (batch.rest_parts != Part.PAD).sum(dim=1, keepdim=True)
     return (ends + torch.arange(-batch.prompts.shape[1], 0, device=ends.device)).clamp_min(0)
+
+
+def _of_prompts(columns: Tensor, at: Tensor) -> Tensor:
+    """[batch, kv_heads, N, ...] of the columns [batch, kv_heads, S, ...] whose indices are ``at``, [batch, N]."""
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    return columns[rows, :, at].transpose(1, 2)
 
 
 def _predictors(width: int, last: int, device: torch.device) -> Tensor:
