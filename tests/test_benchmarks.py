@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from tiny import save_tiny, tiny_checkpoint
 
 from gistlm.errors import InputError, MissingDependencyError
+from gistlm.training.rows import read_rows
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WAYS = {"full_prompt", "cached_prompt", "gist", "same_tokens"}
@@ -217,6 +218,21 @@ def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path,
     assert "frozen / plain" in printed
 
 
+def test_training_speed_makes_rows_of_random_words_of_given_lengths(tmp_path: Path) -> None:
+    base, output = save_tiny(tmp_path / "base"), tmp_path / "speed.json"
+    sizes = ["--base", str(base), "--batch-size", "2", "--steps", "1", "--max-k", "1", "--lora-rank", "2"]
+    sizes += ["--json", str(output)]
+    run_script("training_speed.py", "--lengths", "40", "30", "9", *sizes)
+    figures = json.loads(output.read_text())
+    assert figures["prompt_tokens_per_row"] == 40
+    assert figures["tokens"] == 2 * (40 + 30 + 9)
+    assert figures["settings"]["data"] is None
+    with pytest.raises(SystemExit, match=r"^training_speed\.py: give either --data FILE or --lengths"):
+        run_script("training_speed.py", *sizes)
+    with pytest.raises(SystemExit, match=r"^training_speed\.py: no text has 1 tokens in this format"):
+        run_script("training_speed.py", "--lengths", "1", "30", "9", *sizes)
+
+
 def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are of these lengths, .*has 16"):
@@ -233,7 +249,7 @@ def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_
     config = speed.Settings(str(rows), base, 4, 512, None, 0, 4, 2, 1, 0).config(None)
     for name in ("frozen", "plain"):
         objective = speed.create(config, speed.CONDITIONS[name])
-        batches = speed.make_batches(config, objective)
+        batches = speed.make_batches(config, read_rows(str(rows)), objective)
         before = {part: tensor.clone() for part, tensor in objective.trainable().items()}
         seen: list[int] = []
         objective.register_forward_pre_hook(
