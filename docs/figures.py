@@ -39,22 +39,28 @@ def main() -> None:
 
 def quality() -> str:
     """Gap closed by gists, and by the best baseline of the same bytes."""
-    found, answers = read("eval-alpaca-unseen"), read("eval-alpaca-unseen-answers")
-    own = {condition["k"]: condition for condition in answers["conditions"] if condition["name"] == "gist"}
+    found, answers, half = (read(f"eval-alpaca-unseen{name}") for name in ("", "-answers", "-bfloat16"))
+    own, rounded = (
+        {condition["k"]: condition for condition in results["conditions"] if condition["name"] == "gist"}
+        for results in (answers, half)
+    )
     rows = []
     for gist, rival in gists_and_rivals(found):
-        cells = [gap(gist, "nll"), gap(gist, "kl"), gap(own[gist["k"]], "answer_kl")]
+        k = gist["k"]
+        cells = [gap(gist, "nll"), gap(gist, "kl"), gap(rounded[k], "kl"), gap(own[k], "answer_kl")]
         rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, *rival])
     head = [
         "gist of at most",
         "compression",
         "likelihood of the reference answers",
         "divergence from the full prompt's model, on references",
+        "the same, in bfloat16",
         "the same, on its own answers",
         "best baseline of equal bytes (divergence, references)",
         "the gist's lead over it in points, paired by row, on prompts of more tokens",
     ]
-    return f"{table(head, rows)}\n\nOn references: {data_line(found)} On answers: {data_line(answers)}"
+    lines = f"On references: {data_line(found)} In bfloat16: {data_line(half)} On answers: {data_line(answers)}"
+    return f"{table(head, rows)}\n\n{lines}"
 
 
 def system_prompts() -> str:
@@ -97,8 +103,13 @@ def tokens(gist: dict[str, Any]) -> str:
 
 def retention() -> str:
     """Right answers by kind of content."""
-    found = read("eval-retention")
+    found, half = read("eval-retention"), read("eval-retention-bfloat16")
     entries = {(entry["kind"], entry["condition"]): entry for entry in found["retention"]}
+    entries |= {
+        (entry["kind"], f"{entry['condition']}, bfloat16"): entry
+        for entry in half["retention"]
+        if entry["condition"] in ("full", "gist@8")
+    }
     kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
     rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
     each = found["retention"][0]["n"]
@@ -106,7 +117,8 @@ def retention() -> str:
     note = (
         f"{each} probes of each kind, with 95 % intervals of up to {100 * widest:.0f} points: the model card has them."
     )
-    return f"{table(['kind', *conditions], rows)}\n\n{note} {run_line(found['run'])}"
+    lines = f"{note} {run_line(found['run'])} In bfloat16: {run_line(half['run'])}"
+    return f"{table(['kind', *conditions], rows)}\n\n{lines}"
 
 
 def cost() -> str:

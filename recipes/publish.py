@@ -1,6 +1,6 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
-Run: python recipes/publish.py runs/smollm2-135m-9 checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-9.yaml
+Run: python recipes/publish.py RUN checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-9.yaml
      --started-from CARD.md --kept 63 --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
 """
 
