@@ -53,11 +53,14 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 KEPT = "frozen_kept"
 """The same as frozen, one gist token learned and the others kept."""
+OBSERVED = "frozen_observed"
+"""The same with learned observers, which are taught where the rest looks, as the shipped checkpoint was."""
 COMPILED = "frozen_compiled"
 """The same as frozen, every decoder layer through torch.compile."""
 RATIOS = {
     ("frozen", "plain"): 2.0,
     (KEPT, "plain"): 2.0,
+    (OBSERVED, "plain"): 2.0,
     ("paper", "plain"): 1.0,
     ("paper_lora", "plain_lora"): 1.0,
     ("frozen", "plain_lora"): None,
@@ -130,7 +133,9 @@ def run(options: argparse.Namespace) -> None:
     with Console(stderr=True).status("Loading a model for every condition ..."):
         objectives = {name: create(config, CONDITIONS[name]) for name in CONDITIONS}
         if settings.max_k > 1:
-            objectives[KEPT] = create(config, {"recipe": Recipe.FROZEN, "kept": settings.max_k - 1})
+            kept = {"recipe": Recipe.FROZEN, "kept": settings.max_k - 1}
+            objectives[KEPT] = create(config, kept)
+            objectives[OBSERVED] = create(config, kept | {"observers": 8, "observation_weight": 0.3})
         if options.compile:
             objectives[COMPILED] = compiled(create(config, CONDITIONS["frozen"]))
     prompts = objectives["frozen"].checkpoint.prompts
@@ -140,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
         of_kept = make_batches(config, rows, objectives[KEPT], settings.min_prompt_tokens)
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
         calls = {
-            name: stepper(objective, of_kept if name == KEPT else batches, name)
+            name: stepper(objective, of_kept if name in (KEPT, OBSERVED) else batches, name)
             for name, objective in objectives.items()
         }
         seconds = interleaved(calls, settings.steps)

@@ -208,7 +208,7 @@ def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path,
     figures = json.loads(output.read_text())
 
     trained = {row["condition"]: row["trained_parameters"] for row in figures["conditions"]}
-    assert list(trained) == ["frozen", "paper", "paper_lora", "plain", "plain_lora", "frozen_kept"]
+    assert list(trained) == ["frozen", "paper", "paper_lora", "plain", "plain_lora", "frozen_kept", "frozen_observed"]
     assert trained["frozen_kept"] < trained["frozen"] == trained["paper_lora"] < trained["paper"] == trained["plain"]
     assert all(row["tokens_per_s"]["min"] > 0 for row in figures["conditions"])
     targets = {(row["condition"], row["against"]): row["target"] for row in figures["ratios"]}
