@@ -100,6 +100,11 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.data is None) == (self.lengths is None):
             raise InputError("give either --data FILE or --lengths PROMPT INPUT OUTPUT")
+        tokens = sum(self.lengths or [])
+        if tokens > self.max_tokens:
+            raise InputError(f"rows of {tokens} tokens are longer than --max-tokens {self.max_tokens}; raise it")
+        if self.lengths and self.max_rest_tokens and sum(self.lengths[1:]) > self.max_rest_tokens:
+            raise InputError(f"--max-rest-tokens {self.max_rest_tokens} is too low for --lengths; leave it out")
         for name, least in (("steps", 1), ("lora_rank", 1), ("min_prompt_tokens", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}")
@@ -303,7 +308,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="batches that are counted")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the base's weights; its own by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="of the rows' order, k and initial weights")
+    parser.add_argument("--seed", type=int, default=0, help="of the rows' order, k, initial weights and random words")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too; needs a C++ compiler")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()

@@ -39,28 +39,64 @@ def main() -> None:
 
 def quality() -> str:
     """Gap closed by gists, and by the best baseline of the same bytes."""
-    found, answers, half = (read(f"eval-alpaca-unseen{name}") for name in ("", "-answers", "-bfloat16"))
-    own, rounded = (
-        {condition["k"]: condition for condition in results["conditions"] if condition["name"] == "gist"}
-        for results in (answers, half)
-    )
-    rows = []
-    for gist, rival in gists_and_rivals(found):
-        k = gist["k"]
-        cells = [gap(gist, "nll"), gap(gist, "kl"), gap(rounded[k], "kl"), gap(own[k], "answer_kl")]
-        rows.append([tokens(gist), f"{gist['compression']:.1f}x", *cells, *rival])
+    found, rounded = read("eval-alpaca-unseen"), read("eval-alpaca-unseen-bfloat16")
+    in_bfloat16 = gists(rounded)
+    rows = [
+        [
+            tokens(gist),
+            f"{gist['compression']:.1f}x",
+            *(gap(gist, "nll"), gap(gist, "kl"), gap(in_bfloat16[gist["k"]], "kl")),
+            *rival,
+        ]
+        for gist, rival in gists_and_rivals(found)
+    ]
     head = [
         "gist of at most",
         "compression",
         "likelihood of the reference answers",
-        "divergence from the full prompt's model, on references",
+        "divergence from the full prompt's model",
         "the same, in bfloat16",
-        "the same, on its own answers",
-        "best baseline of equal bytes (divergence, references)",
+        "best baseline of equal bytes (divergence)",
         "the gist's lead over it in points, paired by row, on prompts of more tokens",
     ]
-    lines = f"On references: {data_line(found)} In bfloat16: {data_line(half)} On answers: {data_line(answers)}"
-    return f"{table(head, rows)}\n\n{lines}"
+    return f"{table(head, rows)}\n\n{data_line(found)} In bfloat16: {data_line(rounded)}"
+
+
+def answers() -> str:
+    """How near gists' answers are to the full prompt's, and no prompt's beside them."""
+    found, rounded = read("eval-alpaca-unseen-answers"), read("eval-alpaca-unseen-answers-bfloat16")
+    in_bfloat16 = gists(rounded)
+    nothing = next(condition for condition in found["conditions"] if condition["name"] == "none")
+    rows = [
+        [
+            name,
+            *divergence,
+            f"{condition['metrics']['answer_agreement']['value']:.0%}",
+            f"{condition['metrics']['answer_rougeL']['value']:.2f}",
+            gap(condition, "rougeL") if divergence[0] else "",
+        ]
+        for name, condition, divergence in [
+            ("no prompt", nothing, ["", ""]),
+            *(
+                (tokens(gist), gist, [gap(gist, "answer_kl"), gap(in_bfloat16[k], "answer_kl")])
+                for k, gist in gists(found).items()
+            ),
+        ]
+    ]
+    head = [
+        "gist of at most",
+        "divergence on the full prompt's answers",
+        "the same, in bfloat16",
+        "same next token on them",
+        "ROUGE-L of its own answers to them",
+        "ROUGE-L of its own answers to the references, gap closed",
+    ]
+    return f"{table(head, rows)}\n\n{data_line(found)} In bfloat16: {data_line(rounded)}"
+
+
+def gists(found: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """By k."""
+    return {condition["k"]: condition for condition in found["conditions"] if condition["name"] == "gist"}
 
 
 def system_prompts() -> str:
@@ -103,21 +139,19 @@ def tokens(gist: dict[str, Any]) -> str:
 
 def retention() -> str:
     """Right answers by kind of content."""
-    found, half = read("eval-retention"), read("eval-retention-bfloat16")
+    found = read("eval-retention")
+    others = {"bfloat16": read("eval-retention-bfloat16"), "other probes": read("eval-retention-seed-1-bfloat16")}
     entries = {(entry["kind"], entry["condition"]): entry for entry in found["retention"]}
-    entries |= {
-        (entry["kind"], f"{entry['condition']}, bfloat16"): entry
-        for entry in half["retention"]
-        if entry["condition"] in ("full", "gist@8")
-    }
-    kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
-    rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
     each = found["retention"][0]["n"]
     widest = max(high - low for low, high in (entry["score_95"] for entry in entries.values()))
-    note = (
-        f"{each} probes of each kind, with 95 % intervals of up to {100 * widest:.0f} points: the model card has them."
-    )
-    lines = f"{note} {run_line(found['run'])} In bfloat16: {run_line(half['run'])}"
+    for name, other in others.items():
+        compared = (entry for entry in other["retention"] if entry["condition"] in ("full", "gist@8"))
+        entries |= {(entry["kind"], f"{entry['condition']}, {name}"): entry for entry in compared}
+    kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
+    rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
+    intervals = f"with 95 % intervals of up to {100 * widest:.0f} points: the model card has them"
+    runs = [f"{name.capitalize()}: {run_line(other['run'])}" for name, other in others.items()]
+    lines = " ".join([f"{each} probes of each kind, {intervals}.", run_line(found["run"]), *runs])
     return f"{table(['kind', *conditions], rows)}\n\n{lines}"
 
 
@@ -210,7 +244,14 @@ def run_line(run: dict[str, Any]) -> str:
     return f"`{run['command']}`, {run['date']}, {machine['cpu']}, {machine['threads']} threads."
 
 
-FIGURES = {"quality": quality, "system-prompts": system_prompts, "retention": retention, "cost": cost, "rules": rules}
+FIGURES = {
+    "quality": quality,
+    "answers": answers,
+    "system-prompts": system_prompts,
+    "retention": retention,
+    "cost": cost,
+    "rules": rules,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,8 @@
 """A finished run to a checkpoint folder that can be shipped: the files, and a model card from measured figures.
 
 Run: python recipes/publish.py RUN checkpoints/smollm2-135m --recipe recipes/smollm2-135m-frozen-9.yaml
-     --started-from CARD.md --kept 63 --evaluation EVAL.json --answers ANSWERS.json --probe PROBE.json
+     --started-from CARD.md --remark "A sentence." --kept 63 --evaluation EVAL.json --answers ANSWERS.json
+     --probe PROBE.json --more IN_BFLOAT16.json --more OTHER_PROBES.json
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from gistlm.checkpoint_config import CONFIG
 from gistlm.errors import GistlmError, InputError
+from gistlm.evaluation.leads import leads
 from gistlm.evaluation.results import label, read_results
 from gistlm.files import write_atomically
 from gistlm.observe import FEW, FEW_PART
@@ -53,11 +55,19 @@ says what was tried on the way.
 NLL: nats a token of the reference outputs. KL: divergence to the model with the full prompt, on the references and on
 that model's own greedy answers. Gap closed: the share of the way from no prompt to the full prompt, with 95 % intervals
 (paired bootstrap over rows, seed {eval_seed}). Baselines hold the same bytes of keys and values as a gist of that k.
+LLMLingua-2 is not among them: its model was not to be had on the machine. The last columns are of answers of
+{new_tokens} tokens: KL, the share of equal next tokens and ROUGE-L (of the answers written over the gist) against the
+full prompt's own greedy answers, and ROUGE-L against the references.
 
 {table}
 
-`{command}`; the last column: {answer_rows} rows, `{answers_command}`; the probe: `{probe_command}`; {date}, {machine}.
-{retention}
+The gist's lead over each baseline of the same bytes, in points of the KL gap, paired by row, over rows with a prompt of
+more tokens than k:
+
+{ahead}
+
+`{command}`; answers: {answer_rows} rows, `{answers_command}`; the probe: `{probe_command}`; {date}, {machine}.
+{retention}{more}
 ## Where it fails
 
 {limits}
@@ -74,7 +84,9 @@ LIMITS = """Details of a prompt that is longer than its gist may not survive to 
 Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
 base model. The last part of its training had English rows of up to {max_tokens} tokens, and it inherits all limits of
 its small base model. Training had rows of the probe's kinds, from other words: what it keeps of other kinds of content
-is not measured. Measure it on your own prompts with `gistlm eval` and `gistlm generate --compare`."""
+is not measured. Choices were made on other rows and on the probe of seed 0, and the last parts' data and draws also
+because of earlier parts' figures on the rows above. Measure it on your own prompts with `gistlm eval` and
+`gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),
@@ -82,6 +94,9 @@ COLUMNS = (
     ("nll", "NLL gap closed"),
     ("kl", "KL gap closed"),
     ("answer_kl", "answers' KL gap closed"),
+    ("answer_agreement", "answers' next tokens"),
+    ("answer_rougeL", "ROUGE-L to the full prompt's answers"),
+    ("rougeL", "ROUGE-L gap closed"),
 )
 
 
@@ -97,6 +112,8 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, required=True, help="a result file of `gistlm eval`")
     parser.add_argument("--answers", type=Path, required=True, help="another, with generated answers")
     parser.add_argument("--probe", type=Path, required=True, help="another, with the retention probe")
+    more = "another, for a section of its own, such as one in another dtype; may be given several times"
+    parser.add_argument("--more", type=Path, action="append", default=[], help=more)
     options = parser.parse_args()
     try:
         publish(options)
@@ -112,10 +129,13 @@ def publish(options: argparse.Namespace) -> None:
     earlier = runs_of(options.started_from.read_text(encoding="utf-8")) if options.started_from else []
     training = json.loads((options.run / "training.json").read_text(encoding="utf-8"))
     runs = [*earlier, one_run(options.recipe, training)]
-    found, answers, probe = map(read_results, (options.evaluation, options.answers, options.probe))
-    if len({each["model"]["adapter"] for each in (found, answers, probe)}) > 1:
+    found, answers, probe, *more = map(
+        read_results, (options.evaluation, options.answers, options.probe, *options.more)
+    )
+    if len({each["model"]["adapter"] for each in (found, answers, probe, *more)}) > 1:
         raise InputError("the results are of different checkpoints; measure all of them with one")
-    text = card([*runs, options.remark] if options.remark else runs, training, config["kept"], found, answers, probe)
+    told = [*runs, options.remark] if options.remark else runs
+    text = card(told, training, config["kept"], found, answers, probe, more)
     contents = {name: (options.run / name).read_bytes() for name in FILES}
     contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     contents["README.md"] = text.encode()
@@ -131,6 +151,7 @@ def card(
     found: dict[str, Any],
     answers: dict[str, Any],
     probe: dict[str, Any],
+    more: list[dict[str, Any]],
 ) -> str:
     """The model card's text; ``runs`` tell of one training after the other, a remark may end them, and ``training`` has
     the last one's figures.
@@ -167,7 +188,10 @@ def card(
         answer_rows=answers["data"]["rows"],
         answers_command=answers["run"]["command"],
         probe_command=probe["run"]["command"],
+        new_tokens=answers["settings"]["new_tokens"],
+        ahead=leads_table(found),
         retention=retention_table(probe["retention"]),
+        more="".join(map(section, more)),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
     )
 
@@ -190,12 +214,39 @@ def one_run(recipe: Path, training: dict[str, Any]) -> str:
     )
 
 
+def section(found: dict[str, Any]) -> str:
+    """Of a further result file: its table or its probe, and how it was measured."""
+    dtype, seed, run = found["model"]["dtype"], found["settings"]["seed"], found["run"]
+    if found["retention"]:
+        head, shown = f"In {dtype}, probes of seed {seed}", retention_table(found["retention"])
+    else:
+        head = f"In {dtype}, {found['data']['rows']} rows of {found['data']['name']}, seed {seed}"
+        shown = f"\n{conditions_table(found)}\n"
+        if ahead := leads_table(found):
+            shown += f"\n{ahead}\n"
+    return f"\n### {head}\n{shown}\n`{run['command']}`; {run['date']}.\n"
+
+
+def leads_table(found: dict[str, Any]) -> str:
+    """By baseline and k; empty without baselines."""
+    ahead = {(lead.rival, lead.k): lead for lead in leads(found, "kl")}
+    if not ahead:
+        return ""
+    rivals, sizes = (list(dict.fromkeys(keys)) for keys in zip(*ahead, strict=True))
+    rows = {k: next(lead.rows for lead in ahead.values() if lead.k == k) for k in sizes}
+    lines = [f"| the gist's lead over | {' | '.join(f'k={k}, {rows[k]} rows' for k in sizes)} |"]
+    lines.append("| --- " * (1 + len(sizes)) + "|")
+    return "\n".join(lines + [f"| {rival} | {' | '.join(str(ahead[rival, k]) for k in sizes)} |" for rival in rivals])
+
+
 def conditions_table(found: dict[str, Any]) -> str:
-    """Full prompt, gists, baselines, nothing."""
-    lines = [f"| before the input | {' | '.join(title for _, title in COLUMNS)} |", "| --- " * (1 + len(COLUMNS)) + "|"]
-    for condition in found["conditions"]:
+    """Full prompt, gists, baselines, nothing; without columns that nothing was measured for."""
+    conditions = found["conditions"]
+    columns = [(key, title) for key, title in COLUMNS if any(key in condition["metrics"] for condition in conditions)]
+    lines = [f"| before the input | {' | '.join(title for _, title in columns)} |", "| --- " * (1 + len(columns)) + "|"]
+    for condition in conditions:
         name = label(condition["name"], condition["k"])
-        cells = [cell(condition["metrics"].get(key), title) for key, title in COLUMNS]
+        cells = [cell(condition["metrics"].get(key), title) for key, title in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

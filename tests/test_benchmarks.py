@@ -212,7 +212,9 @@ def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path,
     assert trained["frozen_kept"] < trained["frozen"] == trained["paper_lora"] < trained["paper"] == trained["plain"]
     assert all(row["tokens_per_s"]["min"] > 0 for row in figures["conditions"])
     targets = {(row["condition"], row["against"]): row["target"] for row in figures["ratios"]}
-    assert targets[("frozen", "plain")] == 2 and targets[("paper", "plain")] == 1
+    assert targets[("frozen", "plain")] == targets[("frozen_observed", "plain")] == 2
+    assert targets[("paper", "plain")] == 1
+    assert trained["frozen_observed"] > trained["frozen_kept"]
     assert figures["tokens"] / 8 > figures["prompt_tokens_per_row"] > 0
     assert figures["settings"]["data"] == "rows.jsonl"
     assert "frozen / plain" in printed
@@ -229,6 +231,8 @@ def test_training_speed_makes_rows_of_random_words_of_given_lengths(tmp_path: Pa
     assert figures["settings"]["data"] is None
     with pytest.raises(SystemExit, match=r"^training_speed\.py: give either --data FILE or --lengths"):
         run_script("training_speed.py", *sizes)
+    with pytest.raises(SystemExit, match=r"rows of 79 tokens are longer than --max-tokens 78; raise it"):
+        run_script("training_speed.py", "--lengths", "40", "30", "9", *sizes, "--max-tokens", "78")
     with pytest.raises(SystemExit, match=r"^training_speed\.py: no text has 1 tokens in this format"):
         run_script("training_speed.py", "--lengths", "1", "30", "9", *sizes)
 

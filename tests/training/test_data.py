@@ -99,22 +99,41 @@ def test_a_source_with_an_unusable_option_is_refused(options: dict[str, Any]) ->
 # Holding apart
 
 rows_with_few_prompts = st.lists(
-    st.builds(Row, st.sampled_from(["A b", "a  B", "a\nb ", "c", "d", "e f"]), st.text(max_size=3), st.just("y"))
+    st.builds(
+        Row,
+        st.sampled_from(["A b", "a  B", "a\nb ", "c", "d", "e f", "g", "h"]),
+        st.text(max_size=3),
+        st.just("y"),
+        task=st.sampled_from(["", "", "one", "two"]),
+    )
 )
 
 
 @given(rows_with_few_prompts, st.integers(0, 30), st.integers(0, 9))
-def test_hold_out_keeps_every_row_and_never_a_prompt_on_both_sides(rows: list[Row], size: int, seed: int) -> None:
+def test_hold_out_keeps_every_row_and_never_a_prompt_or_task_on_both_sides(
+    rows: list[Row], size: int, seed: int
+) -> None:
     try:
         train, held = hold_out(rows, size, seed)
     except (InputError, DataError):
         return
     assert not {normalise(row.prompt) for row in train} & {normalise(row.prompt) for row in held}
+    assert not {row.task for row in train if row.task} & {row.task for row in held}
     assert sorted(train + held, key=repr) == sorted(rows, key=repr)
     assert train == [row for row in rows if row in set(train)]
     assert len(held) <= size
     assert train or not rows
     assert (train, held) == hold_out(rows, size, seed)
+
+
+def test_a_task_is_named_by_a_row_and_held_out_whole(write: Write) -> None:
+    path = write(
+        *({"template": f"t{i % 10}", "instruction": f"do {i}", "input": "x", "output": "y"} for i in range(40))
+    )
+    rows = load_sources([DataSource(path)], seed=0)
+    train, held = hold_out(rows, 9, seed=0)
+    assert len(held) == 8 and len({row.task for row in held}) == 2
+    assert len({row.task for row in train}) == 8
 
 
 def test_hold_out_takes_a_number_of_rows() -> None:

@@ -45,7 +45,7 @@ def write(tmp_path: Path) -> Write:
     [
         (ALPACA, [Row("Add.", "1 2", "3")]),
         ({"instruction": "Hi.", "output": "Ho."}, [Row("Hi.", "", "Ho.")]),
-        ({"template": "t", **ALPACA, "output": "3<|endoftext|>"}, [Row("Add.", "1 2", "3")]),
+        ({"template": "t", **ALPACA, "output": "3<|endoftext|>"}, [Row("Add.", "1 2", "3", task="t")]),
         ({**ALPACA, "output": "<|endoftext|> is a token"}, [Row("Add.", "1 2", "<|endoftext|> is a token")]),
         ({"prompt": "P", "instruction": "I", "input": "X", "output": "Y"}, [Row("P", "X", "Y")]),
         (

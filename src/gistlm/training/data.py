@@ -77,10 +77,10 @@ def load_sources(sources: Sequence[DataSource], seed: int) -> list[Row]:
 
 
 def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Part rows into (train, held out): no prompt, normalised, is on both sides; both keep their order.
+    """Part rows into (train, held out): no prompt, normalised, and no task is on both sides; both keep their order.
 
-    Prompts are taken whole, in random order, while they fit, so at most ``size`` rows are held out. Raises InputError
-    for a size out of range and DataError when no prompt fits.
+    What has to stay together is taken whole, in random order, while it fits, so at most ``size`` rows are held out.
+    Raises InputError for a size out of range and DataError when nothing fits.
     """
     total = len(rows)
     if not 0 <= size < total:
@@ -89,20 +89,38 @@ def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list
         )
     if not size:
         return list(rows), []
-    room, prompts = size, [normalise(row.prompt) for row in rows]
-    counts = Counter(prompts)
-    held: set[str] = set()
-    for prompt in random.Random(seed).sample(list(counts), len(counts)):
-        if counts[prompt] <= room:
-            held.add(prompt)
-            room -= counts[prompt]
+    room, groups = size, _groups(rows)
+    counts = Counter(groups)
+    held: set[int] = set()
+    for group in random.Random(seed).sample(list(counts), len(counts)):
+        if counts[group] <= room:
+            held.add(group)
+            room -= counts[group]
     if not held:
         raise DataError(
-            f"cannot hold out {size:,} of {total:,} rows: each prompt has at least {min(counts.values()):,}, "
+            f"cannot hold out {size:,} of {total:,} rows: each prompt or task has at least {min(counts.values()):,}, "
             f"which may be on one side only; hold out more, or use data with more prompts"
         )
-    train = [row for row, prompt in zip(rows, prompts, strict=True) if prompt not in held]
-    return train, [row for row, prompt in zip(rows, prompts, strict=True) if prompt in held]
+    train = [row for row, group in zip(rows, groups, strict=True) if group not in held]
+    return train, [row for row, group in zip(rows, groups, strict=True) if group in held]
+
+
+def _groups(rows: Sequence[Row]) -> list[int]:
+    """A number for every row, equal where rows share a prompt or a task, be it over other rows."""
+    parent = list(range(len(rows)))
+    first: dict[tuple[str, str], int] = {}
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for number, row in enumerate(rows):
+        shared = {"prompt": normalise(row.prompt), "task": row.task}
+        for key in shared.items():
+            if key[1]:
+                parent[root(number)] = root(first.setdefault(key, number))
+    return [root(number) for number in range(len(rows))]
 
 
 def without(rows: Iterable[Row], excluded: Iterable[Row]) -> list[Row]:

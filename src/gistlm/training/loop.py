@@ -124,8 +124,8 @@ class GistTrainer(Trainer):
 def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
     """Run a recipe to its end, resuming what an earlier run left. Returns the checkpoint's folder.
 
-    Every process of a launch calls it, and destroys the process group behind its last run; only the main one takes
-    ``callbacks``.
+    Every process of a launch calls it; ``callbacks`` are the main one's. The caller destroys the process group
+    (`torch.distributed.destroy_process_group`) after its last run.
     Raises `InputError`, `DataError` or `ModelError`. The finished run's figures are in `OUTPUT/training.json`.
     """
     output = Path(config.output)

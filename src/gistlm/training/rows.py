@@ -22,7 +22,7 @@ import random
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -59,6 +59,8 @@ class Row:
     output: str
     cross_entropy: float = 0.0
     """Weight of the output's cross-entropy in training, beside what the recipe gives all rows."""
+    task: str = ""
+    """The record's `task` or `template`, if it has one: the rows of a task are held out together."""
 
 
 def read_rows(source: str, *, limit: int | None = None, split_long_inputs: bool = False, seed: int = 0) -> list[Row]:
@@ -110,7 +112,7 @@ def _usable(rows: Iterable[Row], split_long_inputs: bool, seed: int) -> Iterator
         if split_long_inputs and not prompt.strip():
             prompt, _, rest = split_text(rest, random.Random(f"{seed}:{rest}")) or ("", "", rest)
         if prompt.strip() and output.strip():
-            yield Row(prompt, rest, output)
+            yield replace(row, prompt=prompt, input=rest, output=output)
         else:
             dropped += 1
     if dropped:
@@ -208,7 +210,7 @@ def _rows_of(record: object, where: str) -> list[Row]:
     for prompt_key in ("prompt", "instruction"):
         if {prompt_key, "output"} <= keys:
             prompt, given, output = (_text(fields, key, where) for key in (prompt_key, "input", "output"))
-            return [Row(prompt, given, output)]
+            return [Row(prompt, given, output, task=str(fields.get("task", fields.get("template", ""))))]
     found = ", ".join(str(key)[:40] for key in list(keys)[:10]) or "none"
     raise DataError(
         f"{where} has no known set of keys (found: {found}); allowed are prompt or instruction with output, "
