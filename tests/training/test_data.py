@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,10 @@ def test_hold_out_keeps_every_row_and_never_a_prompt_or_task_on_both_sides(
     except (InputError, DataError):
         return
     assert not {normalise(row.prompt) for row in train} & {normalise(row.prompt) for row in held}
-    assert not {row.task for row in train if row.task} & {row.task for row in held}
+    tasks = {row.task for row in train if row.task} & {row.task for row in held}
+    assert not tasks or hold_out([replace(row, task="") for row in rows], size, seed)[1] == [
+        replace(row, task="") for row in held
+    ]  # every task was too large
     assert sorted(train + held, key=repr) == sorted(rows, key=repr)
     assert train == [row for row in rows if row in set(train)]
     assert len(held) <= size
@@ -134,6 +138,11 @@ def test_a_task_is_named_by_a_row_and_held_out_whole(write: Write) -> None:
     train, held = hold_out(rows, 9, seed=0)
     assert len(held) == 8 and len({row.task for row in held}) == 2
     assert len({row.task for row in train}) == 8
+
+
+def test_rows_of_one_large_task_are_held_out_by_prompt() -> None:
+    rows = [Row(f"prompt {i}", "x", "y", task="all") for i in range(50)]
+    assert len(hold_out(rows, 7, seed=0)[1]) == 7
 
 
 def test_hold_out_takes_a_number_of_rows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import sys
@@ -12,6 +13,8 @@ from dataclasses import dataclass, replace
 from gistlm.errors import DataError, InputError
 from gistlm.training.limits import Allowed, check_fields
 from gistlm.training.rows import Row, read_rows
+
+logger = logging.getLogger(__name__)
 
 MIN_PROMPT_WORDS = 3
 """A shorter prompt, such as "Translate:", may be in training and in evaluation."""
@@ -80,7 +83,8 @@ def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list
     """Part rows into (train, held out): no prompt, normalised, and no task is on both sides; both keep their order.
 
     What has to stay together is taken whole, in random order, while it fits, so at most ``size`` rows are held out.
-    Raises InputError for a size out of range and DataError when nothing fits.
+    Where every task is too large for that, prompts alone are kept apart. Raises InputError for a size out of range and
+    DataError when no prompt fits.
     """
     total = len(rows)
     if not 0 <= size < total:
@@ -89,24 +93,24 @@ def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list
         )
     if not size:
         return list(rows), []
-    room, groups = size, _groups(rows)
-    counts = Counter(groups)
-    held: set[int] = set()
-    for group in random.Random(seed).sample(list(counts), len(counts)):
-        if counts[group] <= room:
-            held.add(group)
-            room -= counts[group]
+    groups = _groups(rows, tasks=True)
+    held = _drawn(groups, size, seed)
     if not held:
-        raise DataError(
-            f"cannot hold out {size:,} of {total:,} rows: each prompt or task has at least {min(counts.values()):,}, "
-            f"which may be on one side only; hold out more, or use data with more prompts"
-        )
+        groups = _groups(rows, tasks=False)
+        held = _drawn(groups, size, seed)
+        if not held:
+            raise DataError(
+                f"cannot hold out {size:,} of {total:,} rows: each prompt has at least "
+                f"{min(Counter(groups).values()):,}, which may be on one side only; hold out more, or use data with "
+                "more prompts"
+            )
+        logger.info("rows are held out by prompt alone: every task has more than %d", size)
     train = [row for row, group in zip(rows, groups, strict=True) if group not in held]
     return train, [row for row, group in zip(rows, groups, strict=True) if group in held]
 
 
-def _groups(rows: Sequence[Row]) -> list[int]:
-    """A number for every row, equal where rows share a prompt or a task, be it over other rows."""
+def _groups(rows: Sequence[Row], *, tasks: bool) -> list[int]:
+    """A number for every row, equal where rows share a prompt or, with ``tasks``, a task, be it over other rows."""
     parent = list(range(len(rows)))
     first: dict[tuple[str, str], int] = {}
 
@@ -116,11 +120,23 @@ def _groups(rows: Sequence[Row]) -> list[int]:
         return row
 
     for number, row in enumerate(rows):
-        shared = {"prompt": normalise(row.prompt), "task": row.task}
-        for key in shared.items():
-            if key[1]:
-                parent[root(number)] = root(first.setdefault(key, number))
+        shared = [("prompt", normalise(row.prompt))]
+        if tasks and row.task:
+            shared.append(("task", row.task))
+        for key in shared:
+            parent[root(number)] = root(first.setdefault(key, number))
     return [root(number) for number in range(len(rows))]
+
+
+def _drawn(groups: Sequence[int], size: int, seed: int) -> set[int]:
+    """Groups in random order, those that still fit into so many rows."""
+    counts, room = Counter(groups), size
+    drawn: set[int] = set()
+    for group in random.Random(seed).sample(list(counts), len(counts)):
+        if counts[group] <= room:
+            drawn.add(group)
+            room -= counts[group]
+    return drawn
 
 
 def without(rows: Iterable[Row], excluded: Iterable[Row]) -> list[Row]:
