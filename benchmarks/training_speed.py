@@ -54,7 +54,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 KEPT = "frozen_kept"
 """The same as frozen, one gist token learned and the others kept."""
 OBSERVED = "frozen_observed"
-"""The same with learned observers, which are taught where the rest looks, as the shipped checkpoint was."""
+"""The same with eight learned observers, as the shipped checkpoint has, which are taught where the rest looks."""
 COMPILED = "frozen_compiled"
 """The same as frozen, every decoder layer through torch.compile."""
 RATIOS = {

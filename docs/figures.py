@@ -64,34 +64,33 @@ def quality() -> str:
 
 def answers() -> str:
     """How near gists' answers are to the full prompt's, and no prompt's beside them."""
-    found, rounded = read("eval-alpaca-unseen-answers"), read("eval-alpaca-unseen-answers-bfloat16")
-    in_bfloat16 = gists(rounded)
-    nothing = next(condition for condition in found["conditions"] if condition["name"] == "none")
+    results = {
+        "unseen": read("eval-alpaca-unseen-answers"),
+        "unseen, bfloat16": read("eval-alpaca-unseen-answers-bfloat16"),
+    }
     rows = [
         [
-            name,
-            *divergence,
+            data,
+            tokens(condition) if condition["k"] else "no prompt",
+            gap(condition, "answer_kl") if condition["k"] else "",
             f"{condition['metrics']['answer_agreement']['value']:.0%}",
             f"{condition['metrics']['answer_rougeL']['value']:.2f}",
-            gap(condition, "rougeL") if divergence[0] else "",
+            gap(condition, "rougeL") if condition["k"] else "",
         ]
-        for name, condition, divergence in [
-            ("no prompt", nothing, ["", ""]),
-            *(
-                (tokens(gist), gist, [gap(gist, "answer_kl"), gap(in_bfloat16[k], "answer_kl")])
-                for k, gist in gists(found).items()
-            ),
-        ]
+        for data, found in results.items()
+        for condition in found["conditions"]
+        if condition["name"] != "full"
     ]
     head = [
+        "rows",
         "gist of at most",
         "divergence on the full prompt's answers",
-        "the same, in bfloat16",
         "same next token on them",
         "ROUGE-L of its own answers to them",
         "ROUGE-L of its own answers to the references, gap closed",
     ]
-    return f"{table(head, rows)}\n\n{data_line(found)} In bfloat16: {data_line(rounded)}"
+    lines = [f"{data.capitalize()}: {data_line(found)}" for data, found in results.items()]
+    return f"{table(head, rows)}\n\n{' '.join(lines)}"
 
 
 def gists(found: dict[str, Any]) -> dict[int, dict[str, Any]]:
@@ -140,17 +139,18 @@ def tokens(gist: dict[str, Any]) -> str:
 def retention() -> str:
     """Right answers by kind of content."""
     found = read("eval-retention")
-    others = {"bfloat16": read("eval-retention-bfloat16"), "other probes": read("eval-retention-seed-1-bfloat16")}
+    rounded, others = read("eval-retention-bfloat16"), read("eval-retention-seed-1-bfloat16")
+    also = {"bfloat16": rounded, "other probes, bfloat16": others}
     entries = {(entry["kind"], entry["condition"]): entry for entry in found["retention"]}
     each = found["retention"][0]["n"]
     widest = max(high - low for low, high in (entry["score_95"] for entry in entries.values()))
-    for name, other in others.items():
+    for name, other in also.items():
         compared = (entry for entry in other["retention"] if entry["condition"] in ("full", "gist@8"))
         entries |= {(entry["kind"], f"{entry['condition']}, {name}"): entry for entry in compared}
     kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
     rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
     intervals = f"with 95 % intervals of up to {100 * widest:.0f} points: the model card has them"
-    runs = [f"{name.capitalize()}: {run_line(other['run'])}" for name, other in others.items()]
+    runs = [f"{name.capitalize()}: {run_line(other['run'])}" for name, other in also.items()]
     lines = " ".join([f"{each} probes of each kind, {intervals}.", run_line(found["run"]), *runs])
     return f"{table(['kind', *conditions], rows)}\n\n{lines}"
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,19 @@ LLMLingua-2 is not among them: its model was not to be had on the machine. The l
 full prompt's own greedy answers, and ROUGE-L against the references.
 
 {table}
-
-The gist's lead over each baseline of the same bytes, in points of the KL gap, paired by row, over rows with a prompt of
-more tokens than k:
-
 {ahead}
-
 `{command}`; answers: {answer_rows} rows, `{answers_command}`; the probe: `{probe_command}`; {date}, {machine}.
 {retention}{more}
 ## Where it fails
 
 {limits}
+"""
+
+AHEAD = """
+The gist's lead over each baseline of the same bytes, in points of the KL gap, paired by row, over rows with a prompt of
+more tokens than k:
+
+{table}
 """
 
 KEPT = """
@@ -98,6 +101,30 @@ COLUMNS = (
     ("answer_rougeL", "ROUGE-L to the full prompt's answers"),
     ("rougeL", "ROUGE-L gap closed"),
 )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result files of one checkpoint that a card shows."""
+
+    evaluation: dict[str, Any]
+    answers: dict[str, Any]
+    probe: dict[str, Any]
+    more: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> Measured:
+        """Those of a command line; raises InputError where the card would mix what cannot be compared."""
+        main = [read_results(path) for path in (options.evaluation, options.answers, options.probe)]
+        more = [read_results(path) for path in options.more]
+        if len({found["model"]["adapter"] for found in (*main, *more)}) > 1:
+            raise InputError("the results are of different checkpoints; measure all of them with one")
+        if len(dtypes := {found["model"]["dtype"] for found in main}) > 1:
+            raise InputError(
+                f"--evaluation, --answers and --probe are in {' and '.join(sorted(dtypes))}; measure them in one "
+                "dtype, and give others with --more"
+            )
+        return cls(*main, more)
 
 
 def main() -> None:
@@ -129,13 +156,8 @@ def publish(options: argparse.Namespace) -> None:
     earlier = runs_of(options.started_from.read_text(encoding="utf-8")) if options.started_from else []
     training = json.loads((options.run / "training.json").read_text(encoding="utf-8"))
     runs = [*earlier, one_run(options.recipe, training)]
-    found, answers, probe, *more = map(
-        read_results, (options.evaluation, options.answers, options.probe, *options.more)
-    )
-    if len({each["model"]["adapter"] for each in (found, answers, probe, *more)}) > 1:
-        raise InputError("the results are of different checkpoints; measure all of them with one")
     told = [*runs, options.remark] if options.remark else runs
-    text = card(told, training, config["kept"], found, answers, probe, more)
+    text = card(told, training, config["kept"], Measured.read(options))
     contents = {name: (options.run / name).read_bytes() for name in FILES}
     contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     contents["README.md"] = text.encode()
@@ -144,18 +166,11 @@ def publish(options: argparse.Namespace) -> None:
         write_atomically(options.checkpoint / name, content)
 
 
-def card(
-    runs: list[str],
-    training: dict[str, Any],
-    kept: int,
-    found: dict[str, Any],
-    answers: dict[str, Any],
-    probe: dict[str, Any],
-    more: list[dict[str, Any]],
-) -> str:
+def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measured) -> str:
     """The model card's text; ``runs`` tell of one training after the other, a remark may end them, and ``training`` has
     the last one's figures.
     """
+    found, answers, probe = measured.evaluation, measured.answers, measured.probe
     own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
     for condition in found["conditions"]:
         condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
@@ -189,9 +204,9 @@ def card(
         answers_command=answers["run"]["command"],
         probe_command=probe["run"]["command"],
         new_tokens=answers["settings"]["new_tokens"],
-        ahead=leads_table(found),
+        ahead=AHEAD.format(table=ahead) if (ahead := leads_table(found)) else "",
         retention=retention_table(probe["retention"]),
-        more="".join(map(section, more)),
+        more="".join(map(section, measured.more)),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
     )
 
@@ -215,16 +230,18 @@ def one_run(recipe: Path, training: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> str:
-    """Of a further result file: its table or its probe, and how it was measured."""
-    dtype, seed, run = found["model"]["dtype"], found["settings"]["seed"], found["run"]
+    """Of a further result file: its tables, and how it was measured."""
+    of, shown = [], ""
+    if found["conditions"]:
+        of.append(f"{found['data']['rows']} rows of {found['data']['name']}")
+        shown += f"\n{conditions_table(found)}\n"
+    if ahead := leads_table(found):
+        shown += f"\n{ahead}\n"
     if found["retention"]:
-        head, shown = f"In {dtype}, probes of seed {seed}", retention_table(found["retention"])
-    else:
-        head = f"In {dtype}, {found['data']['rows']} rows of {found['data']['name']}, seed {seed}"
-        shown = f"\n{conditions_table(found)}\n"
-        if ahead := leads_table(found):
-            shown += f"\n{ahead}\n"
-    return f"\n### {head}\n{shown}\n`{run['command']}`; {run['date']}.\n"
+        of.append("probes")
+        shown += retention_table(found["retention"])
+    head = f"In {found['model']['dtype']}, {' and '.join(of)}, seed {found['settings']['seed']}"
+    return f"\n### {head}\n{shown}\n`{found['run']['command']}`; {found['run']['date']}.\n"
 
 
 def leads_table(found: dict[str, Any]) -> str:

@@ -233,6 +233,8 @@ def test_training_speed_makes_rows_of_random_words_of_given_lengths(tmp_path: Pa
         run_script("training_speed.py", *sizes)
     with pytest.raises(SystemExit, match=r"rows of 79 tokens are longer than --max-tokens 78; raise it"):
         run_script("training_speed.py", "--lengths", "40", "30", "9", *sizes, "--max-tokens", "78")
+    with pytest.raises(SystemExit, match=r"^training_speed\.py: --max-rest-tokens 38 is too low for --lengths"):
+        run_script("training_speed.py", "--lengths", "40", "30", "9", *sizes, "--max-rest-tokens", "38")
     with pytest.raises(SystemExit, match=r"^training_speed\.py: no text has 1 tokens in this format"):
         run_script("training_speed.py", "--lengths", "1", "30", "9", *sizes)
 

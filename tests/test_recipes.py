@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -327,3 +328,32 @@ def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint
     assert "Recipe `recipes/mine.yaml`: 5 steps of 2 rows" in text and "It rained.\nThe loss is" in text
     assert json.loads((out / "gistlm.json").read_text())["kept"] == 63
     assert {path.name for path in out.iterdir()} == {path.name for path in card.parent.iterdir()}
+
+
+def test_the_card_shows_further_results_and_refuses_to_mix_dtypes(tmp_path: Path) -> None:
+    root, publish = RECIPE.parents[1], load("publish")
+    measured = root / "benchmarks" / "results"
+    answers, probe, rounded = (
+        json.loads((measured / f"eval-{name}.json").read_text())
+        for name in ("alpaca-unseen-answers", "retention", "alpaca-unseen-bfloat16")
+    )
+    assert publish.section(probe).startswith("\n### In float32, probes, seed 0\n\nThe retention probe")
+    rows = publish.section(answers)
+    assert rows.startswith(f"\n### In float32, {answers['data']['rows']} rows of alpaca_plus_validation_unseen")
+    assert "ROUGE-L gap closed |" in rows and "lead over" not in rows and "retention probe" not in rows
+    without_answers = publish.section(rounded)
+    assert "KL gap closed |\n" in without_answers and "ROUGE" not in without_answers
+    assert "| the gist's lead over | k=1, 493 rows |" in without_answers
+    both = publish.section({**answers, "retention": probe["retention"]})
+    assert "and probes, seed 0\n" in both and "ROUGE-L gap closed |" in both and "| rule |" in both
+    alone = measured / "eval-alpaca-unseen-answers.json"
+    asked = {"evaluation": alone, "answers": alone, "probe": measured / "eval-retention.json", "more": []}
+    found = publish.Measured.read(Namespace(**asked))
+    config = {
+        "name": "mine", "max_k": 16, "kept": 15, "lora_rank": 48, "lora_modules": "attention", "anchored": True,
+        "max_tokens": 288,
+    }  # fmt: skip
+    figures = {"config": config, "rows_left_out": 0, "base_unchanged": True}
+    assert "lead over" not in publish.card(["Recipe `x`."], figures, 15, found)
+    with pytest.raises(InputError, match="are in bfloat16 and float32; measure them in one dtype"):
+        publish.Measured.read(Namespace(**{**asked, "probe": measured / "eval-retention-bfloat16.json"}))

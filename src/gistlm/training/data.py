@@ -83,8 +83,8 @@ def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list
     """Part rows into (train, held out): no prompt, normalised, and no task is on both sides; both keep their order.
 
     What has to stay together is taken whole, in random order, while it fits, so at most ``size`` rows are held out.
-    Where every task is too large for that, prompts alone are kept apart. Raises InputError for a size out of range and
-    DataError when no prompt fits.
+    Where tasks are too large for half of that, prompts alone are kept apart. Logs which it was, and how many rows.
+    Raises InputError for a size out of range and DataError when no prompt fits.
     """
     total = len(rows)
     if not 0 <= size < total:
@@ -93,20 +93,22 @@ def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list
         )
     if not size:
         return list(rows), []
+    apart = "prompt and task" if any(row.task for row in rows) else "prompt"
     groups = _groups(rows, tasks=True)
     held = _drawn(groups, size, seed)
-    if not held:
+    if 2 * sum(group in held for group in groups) < size:
+        apart = "prompt"
         groups = _groups(rows, tasks=False)
         held = _drawn(groups, size, seed)
-        if not held:
-            raise DataError(
-                f"cannot hold out {size:,} of {total:,} rows: each prompt has at least "
-                f"{min(Counter(groups).values()):,}, which may be on one side only; hold out more, or use data with "
-                "more prompts"
-            )
-        logger.info("rows are held out by prompt alone: every task has more than %d", size)
+    if not held:
+        raise DataError(
+            f"cannot hold out {size:,} of {total:,} rows: each prompt has at least {min(Counter(groups).values()):,}, "
+            "which may be on one side only; hold out more, or use data with more prompts"
+        )
     train = [row for row, group in zip(rows, groups, strict=True) if group not in held]
-    return train, [row for row, group in zip(rows, groups, strict=True) if group in held]
+    held_out = [row for row, group in zip(rows, groups, strict=True) if group in held]
+    logger.info("%d of %d validation rows are held out, apart by %s", len(held_out), size, apart)
+    return train, held_out
 
 
 def _groups(rows: Sequence[Row], *, tasks: bool) -> list[int]:

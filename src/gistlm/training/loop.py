@@ -233,7 +233,7 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
 
 
 def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples, int]:
-    """Training and validation examples, held apart by prompt, and how many rows `exclude` left out."""
+    """Training and validation examples, held apart (see `hold_out`), and how many rows `exclude` left out."""
     found = load_sources(config.data, config.seed)
     rows = without(found, [row for path in config.exclude or [] for row in read_rows(path, split_long_inputs=True)])
     left_out = len(found) - len(rows)

@@ -7,6 +7,8 @@ A record is recognised by its keys (a key whose value is null counts as absent),
     prompt, [input,] output         the row itself
     instruction, [input,] output    Alpaca and T0: the instruction is the prompt
 
+The last two may name their task, or else their template: its rows are held out together.
+
 Texts are kept as they are, but for the ``<|endoftext|>`` that ends T0's outputs. Records without an output
 teach and test nothing and are dropped, as are those without a prompt unless `split_long_inputs` makes one.
 """
@@ -60,7 +62,7 @@ class Row:
     cross_entropy: float = 0.0
     """Weight of the output's cross-entropy in training, beside what the recipe gives all rows."""
     task: str = ""
-    """The record's `task` or `template`, if it has one: the rows of a task are held out together."""
+    """The record's `task`, or else its `template`; rows of one name are held out together, whatever their source."""
 
 
 def read_rows(source: str, *, limit: int | None = None, split_long_inputs: bool = False, seed: int = 0) -> list[Row]:
@@ -210,7 +212,8 @@ def _rows_of(record: object, where: str) -> list[Row]:
     for prompt_key in ("prompt", "instruction"):
         if {prompt_key, "output"} <= keys:
             prompt, given, output = (_text(fields, key, where) for key in (prompt_key, "input", "output"))
-            return [Row(prompt, given, output, task=str(fields.get("task", fields.get("template", ""))))]
+            named = (str(fields[key]) for key in ("task", "template") if fields.get(key, "") != "")
+            return [Row(prompt, given, output, task=next(named, ""))]
     found = ", ".join(str(key)[:40] for key in list(keys)[:10]) or "none"
     raise DataError(
         f"{where} has no known set of keys (found: {found}); allowed are prompt or instruction with output, "
