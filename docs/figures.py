@@ -241,7 +241,8 @@ def data_line(found: dict[str, Any]) -> str:
 def run_line(run: dict[str, Any]) -> str:
     """Command, date and machine."""
     machine = run["machine"]
-    return f"`{run['command']}`, {run['date']}, {machine['cpu']}, {machine['threads']} threads."
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return f"`{run['command']}`, {run['date']}, {machine['cpu']}, {threads}."
 
 
 FIGURES = {

@@ -199,7 +199,7 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         command=run["command"],
         date=run["date"],
         dtype=found["model"]["dtype"],
-        machine=f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}",
+        machine=f"{machine['cpu']}, threads: {machine['threads']}, torch {machine['torch']}",
         answer_rows=answers["data"]["rows"],
         answers_command=answers["run"]["command"],
         probe_command=probe["run"]["command"],
