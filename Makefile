@@ -7,12 +7,13 @@ READY  := .venv/ready
 FOUND   = $(if $(PYTHON),$(PYTHON)$(shell $(PYTHON) --version 2>&1 | sed -n 's/.*Python/, which is/p'),no python3)
 PIP     = $(BIN)/pip install -qq --disable-pip-version-check --constraint $(LOCK)
 
-.PHONY: help setup demo test lint types docs docs-check
+.PHONY: help setup demo test test-deepspeed lint types docs docs-check
 
 help:
 	@echo "make setup       create .venv with everything that the other targets need"
 	@echo "make demo        compress a system prompt and let its gist answer"
 	@echo "make test        run the tests; ARGS='-k mask' picks some"
+	@echo "                 make test-deepspeed installs DeepSpeed into .venv and tests training with it"
 	@echo "make lint        style, format and the import contract"
 	@echo "make types       mypy"
 	@echo "make docs        write what docs/ takes from the code; make docs-check fails if it is stale"
@@ -40,6 +41,10 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/pytest -q $(ARGS)
+
+test-deepspeed: $(READY)
+	@$(PIP) --editable '.[deepspeed]'
+	@$(BIN)/pytest -q tests/training/test_distributed.py -k deepspeed
 
 lint: $(READY)
 	@$(BIN)/ruff check

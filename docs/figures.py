@@ -79,10 +79,10 @@ def answers() -> str:
         ]
         for data, found in results.items()
         for condition in found["conditions"]
-        if condition["name"] != "full"
+        if condition["name"] in ("none", "gist")
     ]
     head = [
-        "rows",
+        "rows, dtype",
         "gist of at most",
         "divergence on the full prompt's answers",
         "same next token on them",

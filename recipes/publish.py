@@ -115,16 +115,16 @@ class Measured:
     @classmethod
     def read(cls, options: argparse.Namespace) -> Measured:
         """Those of a command line; raises InputError where the card would mix what cannot be compared."""
-        main = [read_results(path) for path in (options.evaluation, options.answers, options.probe)]
+        three = [read_results(path) for path in (options.evaluation, options.answers, options.probe)]
         more = [read_results(path) for path in options.more]
-        if len({found["model"]["adapter"] for found in (*main, *more)}) > 1:
+        if len({found["model"]["adapter"] for found in (*three, *more)}) > 1:
             raise InputError("the results are of different checkpoints; measure all of them with one")
-        if len(dtypes := {found["model"]["dtype"] for found in main}) > 1:
+        if len(dtypes := {found["model"]["dtype"] for found in three}) > 1:
             raise InputError(
                 f"--evaluation, --answers and --probe are in {' and '.join(sorted(dtypes))}; measure them in one "
                 "dtype, and give others with --more"
             )
-        return cls(*main, more)
+        return cls(*three, more)
 
 
 def main() -> None:
@@ -172,8 +172,10 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
     """
     found, answers, probe = measured.evaluation, measured.answers, measured.probe
     own = {(condition["name"], condition["k"]): condition["metrics"] for condition in answers["conditions"]}
-    for condition in found["conditions"]:
-        condition["metrics"] = own.get((condition["name"], condition["k"]), {}) | condition["metrics"]
+    conditions = [
+        condition | {"metrics": own.get((condition["name"], condition["k"]), {}) | condition["metrics"]}
+        for condition in found["conditions"]
+    ]
     config, machine, run = training["config"], found["run"]["machine"], found["run"]
     learned = config["max_k"] - config["kept"]
     return CARD.format(
@@ -195,7 +197,7 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         rows=found["data"]["rows"],
         output_tokens=found["data"]["output_tokens"],
         eval_seed=found["settings"]["seed"],
-        table=conditions_table(found),
+        table=conditions_table(conditions),
         command=run["command"],
         date=run["date"],
         dtype=found["model"]["dtype"],
@@ -234,7 +236,7 @@ def section(found: dict[str, Any]) -> str:
     of, shown = [], ""
     if found["conditions"]:
         of.append(f"{found['data']['rows']} rows of {found['data']['name']}")
-        shown += f"\n{conditions_table(found)}\n"
+        shown += f"\n{conditions_table(found['conditions'])}\n"
     if ahead := leads_table(found):
         shown += f"\n{ahead}\n"
     if found["retention"]:
@@ -256,9 +258,8 @@ def leads_table(found: dict[str, Any]) -> str:
     return "\n".join(lines + [f"| {rival} | {' | '.join(str(ahead[rival, k]) for k in sizes)} |" for rival in rivals])
 
 
-def conditions_table(found: dict[str, Any]) -> str:
+def conditions_table(conditions: list[dict[str, Any]]) -> str:
     """Full prompt, gists, baselines, nothing; without columns that nothing was measured for."""
-    conditions = found["conditions"]
     columns = [(key, title) for key, title in COLUMNS if any(key in condition["metrics"] for condition in conditions)]
     lines = [f"| before the input | {' | '.join(title for _, title in columns)} |", "| --- " * (1 + len(columns)) + "|"]
     for condition in conditions:

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -300,7 +301,7 @@ def test_near_rows_and_what_a_result_says_of_them(tmp_path: Path) -> None:
 
 def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint(tmp_path: Path) -> None:
     root = RECIPE.parents[1]
-    run, measured = tmp_path / "run", root / "benchmarks" / "results"
+    run, found = tmp_path / "run", root / "benchmarks" / "results"
     shutil.copytree(root / "checkpoints" / "smollm2-135m", run)
     (run / "README.md").unlink()
     config = {
@@ -311,15 +312,15 @@ def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint
     (run / "training.json").write_text(json.dumps(figures))
     card, out = root / "checkpoints" / "smollm2-135m" / "README.md", tmp_path / "out"
     same: tuple[object, ...] = ("--recipe", "recipes/mine.yaml", "--started-from", card, "--kept", 63)
-    same += "--evaluation", measured / "eval-alpaca-unseen.json"
-    same += "--answers", measured / "eval-alpaca-unseen-answers.json"
-    other = json.loads((measured / "eval-retention.json").read_text())
+    same += "--evaluation", found / "eval-alpaca-unseen.json"
+    same += "--answers", found / "eval-alpaca-unseen-answers.json"
+    other = json.loads((found / "eval-retention.json").read_text())
     other["model"]["adapter"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(other))
     refused = script("publish.py", run, out, *same, "--probe", tmp_path / "other.json")
     assert refused.returncode == 1 and "of different checkpoints" in refused.stderr
     assert not out.exists()
-    probe = measured / "eval-retention.json"
+    probe = found / "eval-retention.json"
     made = script("publish.py", run, out, *same, "--probe", probe, "--remark", "It rained.")
     assert made.returncode == 0, made.stderr
     text = (out / "README.md").read_text()
@@ -330,30 +331,63 @@ def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint
     assert {path.name for path in out.iterdir()} == {path.name for path in card.parent.iterdir()}
 
 
-def test_the_card_shows_further_results_and_refuses_to_mix_dtypes(tmp_path: Path) -> None:
-    root, publish = RECIPE.parents[1], load("publish")
-    measured = root / "benchmarks" / "results"
-    answers, probe, rounded = (
-        json.loads((measured / f"eval-{name}.json").read_text())
-        for name in ("alpaca-unseen-answers", "retention", "alpaca-unseen-bfloat16")
-    )
+@pytest.fixture(scope="module")
+def publish() -> ModuleType:
+    return load("publish")
+
+
+def measured(name: str) -> dict[str, Any]:
+    path = RECIPE.parents[1] / "benchmarks" / "results" / f"eval-{name}.json"
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def results(folder: Path, *more: dict[str, Any], **other: dict[str, Any]) -> Namespace:
+    """Options of publish.py that name result files, made in the folder."""
+    values = {name: measured("alpaca-unseen-answers") for name in ("evaluation", "answers")}
+    values |= {"probe": measured("retention"), **other}
+    values |= {f"more {place}": each for place, each in enumerate(more)}
+    for name, value in values.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    paths = {name: folder / f"{name}.json" for name in ("evaluation", "answers", "probe")}
+    return Namespace(**paths, more=[folder / f"more {place}.json" for place in range(len(more))])
+
+
+def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: ModuleType) -> None:
+    answers, probe, rounded = map(measured, ("alpaca-unseen-answers", "retention", "alpaca-unseen-bfloat16"))
     assert publish.section(probe).startswith("\n### In float32, probes, seed 0\n\nThe retention probe")
     rows = publish.section(answers)
     assert rows.startswith(f"\n### In float32, {answers['data']['rows']} rows of alpaca_plus_validation_unseen")
     assert "ROUGE-L gap closed |" in rows and "lead over" not in rows and "retention probe" not in rows
-    without_answers = publish.section(rounded)
-    assert "KL gap closed |\n" in without_answers and "ROUGE" not in without_answers
-    assert "| the gist's lead over | k=1, 493 rows |" in without_answers
     both = publish.section({**answers, "retention": probe["retention"]})
     assert "and probes, seed 0\n" in both and "ROUGE-L gap closed |" in both and "| rule |" in both
-    alone = measured / "eval-alpaca-unseen-answers.json"
-    asked = {"evaluation": alone, "answers": alone, "probe": measured / "eval-retention.json", "more": []}
-    found = publish.Measured.read(Namespace(**asked))
+    with_baselines = publish.section(rounded)
+    assert "KL gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
+    assert "| the gist's lead over | k=1, 493 rows |" in with_baselines
+
+
+def test_the_card_has_leads_where_there_are_baselines_and_further_sections(publish: ModuleType, tmp_path: Path) -> None:
     config = {
         "name": "mine", "max_k": 16, "kept": 15, "lora_rank": 48, "lora_modules": "attention", "anchored": True,
         "max_tokens": 288,
     }  # fmt: skip
     figures = {"config": config, "rows_left_out": 0, "base_unchanged": True}
-    assert "lead over" not in publish.card(["Recipe `x`."], figures, 15, found)
+
+    def card(options: Namespace) -> str:
+        text: str = publish.card(["Recipe `x`."], figures, 15, publish.Measured.read(options))
+        return text
+
+    bare = card(results(tmp_path))
+    assert "The gist's lead over" not in bare and "###" not in bare
+    rounded = measured("retention-bfloat16")
+    whole = card(results(tmp_path, rounded, evaluation=measured("alpaca-unseen")))
+    assert "The gist's lead over each baseline" in whole and "| selected |" in whole
+    assert "### In bfloat16, probes, seed 0" in whole
+
+
+def test_the_card_mixes_neither_checkpoints_nor_dtypes(publish: ModuleType, tmp_path: Path) -> None:
+    rounded = measured("retention-bfloat16")
     with pytest.raises(InputError, match="are in bfloat16 and float32; measure them in one dtype"):
-        publish.Measured.read(Namespace(**{**asked, "probe": measured / "eval-retention-bfloat16.json"}))
+        publish.Measured.read(results(tmp_path, probe=rounded))
+    rounded["model"]["adapter"] = "0" * 64
+    with pytest.raises(InputError, match="are of different checkpoints"):
+        publish.Measured.read(results(tmp_path, rounded))

@@ -119,7 +119,7 @@ def test_hold_out_keeps_every_row_and_never_a_prompt_or_task_on_both_sides(
         return
     assert not {normalise(row.prompt) for row in train} & {normalise(row.prompt) for row in held}
     if {row.task for row in train if row.task} & {row.task for row in held}:
-        assert 2 * sum(count for count in tied(rows) if 2 * count <= size) < size  # tasks were too large
+        assert 2 * sum(count for count in tied(rows) if count <= size) < size  # tasks cannot fill half of it
     assert sorted(train + held, key=repr) == sorted(rows, key=repr)
     assert train == [row for row in rows if row in set(train)]
     assert len(held) <= size
@@ -168,19 +168,43 @@ def test_a_task_goes_before_a_template(write: Write, named: dict[str, Any], task
 def test_a_task_of_one_name_is_one_task_in_all_sources(write: Write) -> None:
     named = [{"task": "sum", "prompt": f"add {i}", "output": "y"} for i in range(4)]
     paths = write(*named[:2], name="a.jsonl"), write(*named[2:], name="b.jsonl")
-    rows = [*load_sources([DataSource(path) for path in paths], seed=0), Row("other", "", "y"), Row("third", "", "y")]
-    assert {row.task for row in hold_out(rows, 2, seed=0)[1]} == {""}
+    others = [Row(f"other {i}", "", "y") for i in range(4)]
+    for seed in range(9):
+        held = hold_out([*load_sources([DataSource(path) for path in paths], seed), *others], 5, seed)[1]
+        assert sum(row.task == "sum" for row in held) in (0, 4)
 
 
-def test_rows_of_large_tasks_are_held_out_by_prompt(caplog: pytest.LogCaptureFixture) -> None:
+def rows_of(task: str, count: int) -> list[Row]:
+    return [Row(f"prompt {i} of {task}", "x", "y", task=task) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held", "apart"),
+    [
+        ([50], 8, "prompt"),
+        ([50, 1], 8, "prompt"),
+        ([50, 3], 8, "prompt"),
+        ([50, 4], 4, "prompt and task"),
+        ([50, 3, 7], 7, "prompt and task"),
+        ([50, 2, 1, 3], 6, "prompt and task"),
+    ],
+)
+def test_rows_are_held_out_by_prompt_where_tasks_cannot_fill_half(
+    sizes: list[int], held: int, apart: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", logger="gistlm")
-    rows = [Row(f"prompt {i}", "x", "y", task="all") for i in range(50)]
-    assert len(hold_out(rows, 7, seed=0)[1]) == 7
-    assert len(hold_out([*rows, Row("few", "x", "y", task="few")], 7, seed=0)[1]) == 7
-    assert caplog.messages == ["7 of 7 validation rows are held out, apart by prompt"] * 2
-    some = [Row(f"few {i}", "x", "y", task="few") for i in range(4)]
-    assert set(hold_out([*rows, *some], 7, seed=0)[1]) == set(some)
-    assert caplog.messages[2] == "4 of 7 validation rows are held out, apart by prompt and task"
+    rows = [row for number, size in enumerate(sizes) for row in rows_of(f"task {number}", size)]
+    for seed in range(9):
+        found = hold_out(rows, 8, seed)[1]
+        assert len(found) == held
+        assert ("task 0" in {row.task for row in found}) == (apart == "prompt")
+    assert set(caplog.messages) == {f"{held} of 8 validation rows are held out, apart by {apart}"}
+
+
+def test_rows_without_tasks_are_said_to_be_held_out_by_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="gistlm")
+    hold_out([Row(f"prompt {i}", "x", "y") for i in range(9)], 3, seed=0)
+    assert caplog.messages == ["3 of 3 validation rows are held out, apart by prompt"]
 
 
 def test_hold_out_takes_a_number_of_rows() -> None:

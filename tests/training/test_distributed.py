@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.config import load_config_from_file
 from safetensors.torch import load_file
 from tiny import save_tiny
@@ -181,6 +184,7 @@ def test_a_killed_run_of_two_processes_goes_on_under_accelerate_launch(
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the checkpoint is in") == 1  # the main process alone reports
     assert done.stderr.count("resuming after step 5") == 1  # the main process alone shows progress
+    assert done.stderr.count("validation rows are held out") == 1
 
     resumed = json.loads((folder / "killed" / "training.json").read_text())
     whole = runs["frozen by 2"]
@@ -210,14 +214,64 @@ def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path, run
         train(parse_config(options(folder, "frozen", PROCESSES, "frozen by 2")))
 
 
-def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None:
+def page_configurations() -> list[str]:
     page = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text(encoding="utf-8")
-    found = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None:
     kinds = []
-    for number, text in enumerate(found):
+    for number, text in enumerate(page_configurations()):
         (tmp_path / f"{number}.yaml").write_text(text)
         kinds.append(load_config_from_file(str(tmp_path / f"{number}.yaml")).distributed_type)
-    assert kinds == ["MULTI_GPU", "FSDP", "DEEPSPEED"]
+    assert kinds == ["MULTI_GPU", "DEEPSPEED"]
+
+
+def under_deepspeed(folder: Path, name: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """`gistlm train` of a recipe under the page's configuration for DeepSpeed, with two processes on the CPU."""
+    values = yaml.safe_load(page_configurations()[1])
+    values["deepspeed_config"] |= changes
+    values |= {"num_processes": PROCESSES, "main_process_port": int(free_port()), "use_cpu": True}
+    (folder / "deepspeed.yaml").write_text(yaml.safe_dump(values))
+    recipe = folder / "by deepspeed.yaml"
+    recipe.write_text(json.dumps(options(folder, name, PROCESSES, f"{name} by deepspeed")))
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return subprocess.run(
+        [*launch, "--config_file", str(folder / "deepspeed.yaml"), "--module", "gistlm", "train", str(recipe)],
+        env={**environment(), "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
+@pytest.mark.parametrize("name", ["kept", "paper"])
+def test_deepspeed_has_the_losses_of_one_process_and_resumes(
+    name: str, folder: Path, runs: dict[str, dict[str, Any]]
+) -> None:
+    output = folder / f"{name} by deepspeed"
+    for _ in range(2):
+        done = under_deepspeed(folder, name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = json.loads((output / "training.json").read_text())
+        assert found["losses"] == pytest.approx(runs[f"{name} by 1"]["losses"], rel=0, abs=1e-5)
+        assert found["tokens"] == runs[f"{name} by 1"]["tokens"]
+        assert (output / "run" / f"checkpoint-{STEPS}" / "latest").exists()  # an engine's save, not DDP's
+        shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
+        (output / "training.json").unlink()
+    assert "resuming after step 5" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
+def test_deepspeed_s_third_stage_is_refused_before_a_model_is_loaded(folder: Path) -> None:
+    done = under_deepspeed(folder, "paper", zero_stage=3)
+    assert done.returncode != 0
+    assert "zero_stage 3 leaves each process a part of the weights" in done.stderr
+
+
+def test_fsdp_is_refused_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r"^FSDP leaves each process a part of the weights.* zero_stage: 2"):
+        train(parse_config(options(folder, "paper", 1, "by fsdp")))
+    assert not (folder / "by fsdp").exists()
 
 
 # What makes it so

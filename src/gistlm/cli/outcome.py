@@ -55,7 +55,8 @@ def say(sentence: str) -> None:
 
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+            say(record.getMessage())
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class TrainConfig:
     observers: int = 0
     """Where tokens are kept: learned observers, beside the prompt's last tokens (see `observe`)."""
     validation_rows: int = 64
-    """At most so many rows, held out by prompt and, where tasks are small enough, by task; measured at every save."""
+    """Up to so many rows, held out by prompt and, where tasks fill half of it, by task; measured at every save."""
     save_every: int = 50
     """Steps between two saves; a killed run resumes from the last."""
     seed: int = 0

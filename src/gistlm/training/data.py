@@ -83,7 +83,7 @@ def hold_out(rows: Sequence[Row], size: int, seed: int) -> tuple[list[Row], list
     """Part rows into (train, held out): no prompt, normalised, and no task is on both sides; both keep their order.
 
     What has to stay together is taken whole, in random order, while it fits, so at most ``size`` rows are held out.
-    Where tasks are too large for half of that, prompts alone are kept apart. Logs which it was, and how many rows.
+    Where whole tasks cannot fill half of that, prompts alone are kept apart. Logs which it was, and how many rows.
     Raises InputError for a size out of range and DataError when no prompt fits.
     """
     total = len(rows)
@@ -131,14 +131,16 @@ def _groups(rows: Sequence[Row], *, tasks: bool) -> list[int]:
 
 
 def _drawn(groups: Sequence[int], size: int, seed: int) -> set[int]:
-    """Groups in random order, those that still fit into so many rows."""
+    """Groups in random order, those that still fit into so many rows; one that fills half alone where they do not."""
     counts, room = Counter(groups), size
     drawn: set[int] = set()
-    for group in random.Random(seed).sample(list(counts), len(counts)):
+    order = random.Random(seed).sample(list(counts), len(counts))
+    for group in order:
         if counts[group] <= room:
             drawn.add(group)
             room -= counts[group]
-    return drawn
+    large = [group for group in order if size <= 2 * counts[group] <= 2 * size]
+    return {large[0]} if large and 2 * room > size else drawn
 
 
 def without(rows: Iterable[Row], excluded: Iterable[Row]) -> list[Row]:

@@ -25,6 +25,7 @@ from gistlm.errors import DataError, InputError, ModelError
 from gistlm.files import write_atomically
 from gistlm.initial import Initial, initial_embeddings
 from gistlm.mask import Condition
+from gistlm.training import saves
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
@@ -32,7 +33,6 @@ from gistlm.training.data import hold_out, load_sources, without
 from gistlm.training.memory import keep_freed_memory
 from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.rows import read_rows
-from gistlm.training.saves import STATE, check_same_run, last_save, read_weights, step_of, write_weights
 from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class GistTrainer(Trainer):
     def restore(self, save: Path) -> None:
         """Take over a save as if it had just been reached."""
         self._load_from_checkpoint(str(save))
-        self.state = TrainerState.load_from_json(str(save / STATE))
+        self.state = TrainerState.load_from_json(str(save / saves.STATE))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Draws:
         examples, options = self.train_dataset, self.model.options
@@ -113,10 +113,10 @@ class GistTrainer(Trainer):
         return Draws(examples.lengths(), options.batch_size * self.args.world_size, options.steps, options.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        write_weights(Path(output_dir or str(self.args.output_dir)), self.model.trainable(), self.model.tokens)
+        saves.write_weights(Path(output_dir or str(self.args.output_dir)), self.model.trainable(), self.model.tokens)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved, self.model.tokens = read_weights(Path(resume_from_checkpoint))
+        saved, self.model.tokens = saves.read_weights(Path(resume_from_checkpoint))
         for name, tensor in self.model.trainable().items():
             tensor.data.copy_(saved[name])
 
@@ -131,9 +131,10 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     output = Path(config.output)
     run = output / "run"
     arguments = _arguments(config, run)
+    saves.check_whole_weights()
     with arguments.main_process_first(local=False):
-        check_same_run(config, run, arguments.world_size)
-        save = last_save(run)
+        saves.check_same_run(config, run, arguments.world_size)
+        save = saves.last_save(run)
     keep_freed_memory()
     torch.set_float32_matmul_precision(config.matmul_precision)
     if config.threads:
@@ -156,9 +157,9 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    if save is not None and step_of(save) >= config.last_step:
-        trainer.restore(save)  # only the end was missing
-    else:
+    if save is not None:
+        trainer.restore(save)
+    if save is None or saves.step_of(save) < config.last_step:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
     if arguments.should_save:
         _finish(trainer, measure, left_out)

@@ -6,6 +6,7 @@ A save is a folder of Trainer's, `checkpoint-STEP`, that holds only what the run
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from gistlm.errors import InputError
 from gistlm.files import reason, write_atomically
@@ -24,6 +26,18 @@ WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
 _MAY_CHANGE = ("threads", "device", "stop_after")
 """Options that a resumed run may change."""
+
+
+def check_whole_weights() -> None:
+    """Raise `InputError` in a launch whose processes hold parts of the weights: a save is of whole ones."""
+    sharded = "DeepSpeed's zero_stage 3" if is_deepspeed_zero3_enabled() else ""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        sharded = "FSDP"
+    if sharded:
+        raise InputError(
+            f"{sharded} leaves each process a part of the weights, and gistlm saves whole ones; "
+            "launch with DeepSpeed and zero_stage: 2, or with --multi_gpu"
+        )
 
 
 def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> None:
@@ -50,13 +64,13 @@ def last_save(run: Path) -> Path | None:
 
 
 def is_whole(save: Path) -> bool:
-    """Whether every file of a save can be read to its end. (Engines such as DeepSpeed keep their state elsewhere.)"""
+    """Whether every file of a save can be read to its end, DeepSpeed's too, which lie in a folder of their own."""
     try:
         TrainerState.load_from_json(str(save / STATE))
         read_weights(save)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError):
         return False
-    return all(map(zipfile.is_zipfile, [*save.glob("*.pt"), *save.glob("*.pth")]))
+    return all(map(zipfile.is_zipfile, [*save.rglob("*.pt"), *save.rglob("*.pth")]))
 
 
 def step_of(save: Path) -> int:
