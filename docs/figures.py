@@ -67,6 +67,7 @@ def answers() -> str:
     results = {
         "unseen": read("eval-alpaca-unseen-answers"),
         "unseen, bfloat16": read("eval-alpaca-unseen-answers-bfloat16"),
+        "seen": read("eval-alpaca-seen-answers"),
     }
     rows = [
         [

@@ -62,7 +62,7 @@ full prompt's own greedy answers, and ROUGE-L against the references.
 
 {table}
 {ahead}
-`{command}`; answers: {answer_rows} rows, `{answers_command}`; the probe: `{probe_command}`; {date}, {machine}.
+{command}; answers: {answer_rows} rows, {answers_command}; the probe: {probe_command}.
 {retention}{more}
 ## Where it fails
 
@@ -176,7 +176,7 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         condition | {"metrics": own.get((condition["name"], condition["k"]), {}) | condition["metrics"]}
         for condition in found["conditions"]
     ]
-    config, machine, run = training["config"], found["run"]["machine"], found["run"]
+    config = training["config"]
     learned = config["max_k"] - config["kept"]
     return CARD.format(
         name=config["name"],
@@ -198,13 +198,11 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         output_tokens=found["data"]["output_tokens"],
         eval_seed=found["settings"]["seed"],
         table=conditions_table(conditions),
-        command=run["command"],
-        date=run["date"],
+        command=how(found),
         dtype=found["model"]["dtype"],
-        machine=f"{machine['cpu']}, threads: {machine['threads']}, torch {machine['torch']}",
         answer_rows=answers["data"]["rows"],
-        answers_command=answers["run"]["command"],
-        probe_command=probe["run"]["command"],
+        answers_command=how(answers),
+        probe_command=how(probe),
         new_tokens=answers["settings"]["new_tokens"],
         ahead=AHEAD.format(table=ahead) if (ahead := leads_table(found)) else "",
         retention=retention_table(probe["retention"]),
@@ -243,7 +241,14 @@ def section(found: dict[str, Any]) -> str:
         of.append("probes")
         shown += retention_table(found["retention"])
     head = f"In {found['model']['dtype']}, {' and '.join(of)}, seed {found['settings']['seed']}"
-    return f"\n### {head}\n{shown}\n`{found['run']['command']}`; {found['run']['date']}.\n"
+    return f"\n### {head}\n{shown}\n{how(found)}.\n"
+
+
+def how(found: dict[str, Any]) -> str:
+    """Command, date and machine."""
+    run, machine = found["run"], found["run"]["machine"]
+    where = f"{machine['cpu']}, threads: {machine['threads']}, torch {machine['torch']}"
+    return f"`{run['command']}` ({run['date']}, {where})"
 
 
 def leads_table(found: dict[str, Any]) -> str:

@@ -361,6 +361,10 @@ def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: 
     both = publish.section({**answers, "retention": probe["retention"]})
     assert "and probes, seed 0\n" in both and "ROUGE-L gap closed |" in both and "| rule |" in both
     with_baselines = publish.section(rounded)
+    assert (
+        f"\n`{rounded['run']['command']}` ({rounded['run']['date']}, {rounded['run']['machine']['cpu']}, threads: 1"
+        in (with_baselines)
+    )
     assert "KL gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
     assert "| the gist's lead over | k=1, 493 rows |" in with_baselines
 
