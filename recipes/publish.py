@@ -87,9 +87,9 @@ LIMITS = """Details of a prompt that is longer than its gist may not survive to 
 Prompts that are long passages keep less than instructions do. A kept token can be read from a gist by whoever has the
 base model. The last part of its training had English rows of up to {max_tokens} tokens, and it inherits all limits of
 its small base model. Training had rows of the probe's kinds, from other words: what it keeps of other kinds of content
-is not measured. Choices were made on other rows and on the probe of seed 0, and the last parts' data and draws also
-because of earlier parts' figures on the rows above. Measure it on your own prompts with `gistlm eval` and
-`gistlm generate --compare`."""
+is not measured. Choices were made on the "seen" rows of Alpaca+ and on the probe of seed 0, and the last parts' data
+and draws also because of earlier parts' figures on the "unseen" ones. Measure it on your own prompts with
+`gistlm eval` and `gistlm generate --compare`."""
 
 COLUMNS = (
     ("nll", "NLL"),
@@ -124,6 +124,8 @@ class Measured:
                 f"--evaluation, --answers and --probe are in {' and '.join(sorted(dtypes))}; measure them in one "
                 "dtype, and give others with --more"
             )
+        if len({found["data"]["sha256"] for found in three[:2]}) > 1:
+            raise InputError("--evaluation and --answers are of different rows; the card has one table for both")
         return cls(*three, more)
 
 
@@ -234,6 +236,8 @@ def section(found: dict[str, Any]) -> str:
     of, shown = [], ""
     if found["conditions"]:
         of.append(f"{found['data']['rows']} rows of {found['data']['name']}")
+        if found["settings"]["generate"]:
+            of.append(f"answers of {found['settings']['new_tokens']} tokens")
         shown += f"\n{conditions_table(found['conditions'])}\n"
     if ahead := leads_table(found):
         shown += f"\n{ahead}\n"

@@ -359,12 +359,11 @@ def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: 
     assert rows.startswith(f"\n### In float32, {answers['data']['rows']} rows of alpaca_plus_validation_unseen")
     assert "ROUGE-L gap closed |" in rows and "lead over" not in rows and "retention probe" not in rows
     both = publish.section({**answers, "retention": probe["retention"]})
-    assert "and probes, seed 0\n" in both and "ROUGE-L gap closed |" in both and "| rule |" in both
+    assert "and answers of 32 tokens and probes, seed 0\n" in both
+    assert "ROUGE-L gap closed |" in both and "| rule |" in both
     with_baselines = publish.section(rounded)
-    assert (
-        f"\n`{rounded['run']['command']}` ({rounded['run']['date']}, {rounded['run']['machine']['cpu']}, threads: 1"
-        in (with_baselines)
-    )
+    run = rounded["run"]
+    assert f"\n`{run['command']}` ({run['date']}, {run['machine']['cpu']}, threads: 1" in with_baselines
     assert "KL gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
     assert "| the gist's lead over | k=1, 493 rows |" in with_baselines
 
@@ -392,6 +391,8 @@ def test_the_card_mixes_neither_checkpoints_nor_dtypes(publish: ModuleType, tmp_
     rounded = measured("retention-bfloat16")
     with pytest.raises(InputError, match="are in bfloat16 and float32; measure them in one dtype"):
         publish.Measured.read(results(tmp_path, probe=rounded))
+    with pytest.raises(InputError, match="--evaluation and --answers are of different rows"):
+        publish.Measured.read(results(tmp_path, answers=measured("alpaca-seen-answers")))
     rounded["model"]["adapter"] = "0" * 64
     with pytest.raises(InputError, match="are of different checkpoints"):
         publish.Measured.read(results(tmp_path, rounded))

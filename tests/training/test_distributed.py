@@ -29,6 +29,7 @@ from gistlm.training.batches import Collator, Draws, Example, Examples
 from gistlm.training.config import parse_config
 from gistlm.training.loop import train
 from gistlm.training.objectives import weighted_mean
+from gistlm.training.saves import check_same_run, last_save
 
 PROCESSES = 2
 STEPS = 7
@@ -46,7 +47,7 @@ ANSWERED = {"kept": {"cross_entropy_weight": 0.5}}
 WORKER = """
 import json, os, signal, sys
 from transformers import TrainerCallback
-from gistlm.training import loop, validation
+from gistlm.training import loop, saves, validation
 from gistlm.training.config import parse_config
 
 def refuse(*args, **options):
@@ -58,7 +59,7 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 if os.environ["RANK"] != "0":
-    loop.write_atomically = loop.save_file = loop.Checkpoint.save_pretrained = validation.write_atomically = refuse
+    saves.save_file = loop.write_atomically = loop.Checkpoint.save_pretrained = validation.write_atomically = refuse
 *whole, killed = json.loads(sys.argv[1])
 for options in whole:
     loop.train(parse_config(options))
@@ -210,7 +211,7 @@ def test_the_command_leaves_no_process_group_whose_threads_could_abort_its_end(
 
 
 def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(InputError, match="another recipe or number of processes"):
+    with pytest.raises(InputError, match="another recipe, number of processes or DeepSpeed stage"):
         train(parse_config(options(folder, "frozen", PROCESSES, "frozen by 2")))
 
 
@@ -227,18 +228,18 @@ def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None
     assert kinds == ["MULTI_GPU", "DEEPSPEED"]
 
 
-def under_deepspeed(folder: Path, name: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+def under_deepspeed(folder: Path, recipe: dict[str, Any], stage: int = 2) -> subprocess.CompletedProcess[str]:
     """`gistlm train` of a recipe under the page's configuration for DeepSpeed, with two processes on the CPU."""
     values = yaml.safe_load(page_configurations()[1])
-    values["deepspeed_config"] |= changes
+    values["deepspeed_config"]["zero_stage"] = stage
     values |= {"num_processes": PROCESSES, "main_process_port": int(free_port()), "use_cpu": True}
     (folder / "deepspeed.yaml").write_text(yaml.safe_dump(values))
-    recipe = folder / "by deepspeed.yaml"
-    recipe.write_text(json.dumps(options(folder, name, PROCESSES, f"{name} by deepspeed")))
+    (folder / "by deepspeed.yaml").write_text(json.dumps(recipe))
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     return subprocess.run(
-        [*launch, "--config_file", str(folder / "deepspeed.yaml"), "--module", "gistlm", "train", str(recipe)],
-        env={**environment(), "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=SECONDS, check=False,
+        [*launch, "--config_file", str(folder / "deepspeed.yaml"), "--module", "gistlm", "train", "by deepspeed.yaml"],
+        cwd=folder, env={**environment(), "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=SECONDS,
+        check=False,
     )  # fmt: skip
 
 
@@ -249,7 +250,7 @@ def test_deepspeed_has_the_losses_of_one_process_and_resumes(
 ) -> None:
     output = folder / f"{name} by deepspeed"
     for _ in range(2):
-        done = under_deepspeed(folder, name)
+        done = under_deepspeed(folder, options(folder, name, PROCESSES, output.name))
         assert done.returncode == 0, done.stderr[-3000:]
         found = json.loads((output / "training.json").read_text())
         assert found["losses"] == pytest.approx(runs[f"{name} by 1"]["losses"], rel=0, abs=1e-5)
@@ -258,11 +259,17 @@ def test_deepspeed_has_the_losses_of_one_process_and_resumes(
         shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
         (output / "training.json").unlink()
     assert "resuming after step 5" in done.stderr
+    if name == "paper":
+        with pytest.raises(InputError, match="another recipe, number of processes or DeepSpeed stage"):
+            check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
+        shard = next((output / "run" / "checkpoint-5").glob("global_step5/*.pt"))
+        shard.write_bytes(shard.read_bytes()[: -shard.stat().st_size // 2])
+        assert last_save(output / "run") is None
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
 def test_deepspeed_s_third_stage_is_refused_before_a_model_is_loaded(folder: Path) -> None:
-    done = under_deepspeed(folder, "paper", zero_stage=3)
+    done = under_deepspeed(folder, options(folder, "paper", PROCESSES, "never") | {"base": "missing"}, stage=3)
     assert done.returncode != 0
     assert "zero_stage 3 leaves each process a part of the weights" in done.stderr
 

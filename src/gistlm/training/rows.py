@@ -7,7 +7,7 @@ A record is recognised by its keys (a key whose value is null counts as absent),
     prompt, [input,] output         the row itself
     instruction, [input,] output    Alpaca and T0: the instruction is the prompt
 
-The last two may name their task, or else their template: its rows are held out together.
+The last two may name their task, or else their template (see `hold_out`).
 
 Texts are kept as they are, but for the ``<|endoftext|>`` that ends T0's outputs. Records without an output
 teach and test nothing and are dropped, as are those without a prompt unless `split_long_inputs` makes one.
@@ -62,7 +62,7 @@ class Row:
     cross_entropy: float = 0.0
     """Weight of the output's cross-entropy in training, beside what the recipe gives all rows."""
     task: str = ""
-    """The record's `task`, or else its `template`; rows of one name are held out together, whatever their source."""
+    """The record's `task`, or else its `template`; one name is one task in all sources (see `hold_out`)."""
 
 
 def read_rows(source: str, *, limit: int | None = None, split_long_inputs: bool = False, seed: int = 0) -> list[Row]:

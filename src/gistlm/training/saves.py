@@ -1,6 +1,7 @@
 """A run's saves, in `OUTPUT/run`: what a resumed run may go on from; knows nothing of losses or data.
 
-A save is a folder of Trainer's, `checkpoint-STEP`, that holds only what the run changes of the model.
+A save is a folder of Trainer's, `checkpoint-STEP`, that holds only what the run changes of the model; DeepSpeed adds a
+folder of its own with all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_config
 
 from gistlm.errors import InputError
 from gistlm.files import reason, write_atomically
@@ -30,7 +31,7 @@ _MAY_CHANGE = ("threads", "device", "stop_after")
 
 def check_whole_weights() -> None:
     """Raise `InputError` in a launch whose processes hold parts of the weights: a save is of whole ones."""
-    sharded = "DeepSpeed's zero_stage 3" if is_deepspeed_zero3_enabled() else ""
+    sharded = "DeepSpeed's zero_stage 3" if _zero_stage() == 3 else ""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         sharded = "FSDP"
     if sharded:
@@ -38,6 +39,12 @@ def check_whole_weights() -> None:
             f"{sharded} leaves each process a part of the weights, and gistlm saves whole ones; "
             "launch with DeepSpeed and zero_stage: 2, or with --multi_gpu"
         )
+
+
+def _zero_stage() -> int | None:
+    """DeepSpeed's, in a launch with DeepSpeed."""
+    config = deepspeed_config()
+    return None if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> None:
@@ -79,10 +86,11 @@ def step_of(save: Path) -> int:
 
 
 def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
-    """Raise `InputError` when the folder holds saves of another recipe or number of processes; record this run's."""
+    """Raise `InputError` when the folder holds saves of another recipe or launch; record this run's."""
     record = run / "recipe.json"
     values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
-    text = json.dumps(values | ({"processes": processes} if processes > 1 else {}), indent=2)
+    launch = {"processes": processes if processes > 1 else None, "zero_stage": _zero_stage()}
+    text = json.dumps(values | {name: value for name, value in launch.items() if value is not None}, indent=2)
     try:
         began = any(run.glob("checkpoint-*")) or (run.parent / "training.json").exists()
         known = record.read_text(encoding="utf-8", errors="replace") if began and record.exists() else None
@@ -92,5 +100,6 @@ def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
         raise InputError(f"cannot write to output {config.output}: {reason(error)}; name another folder") from error
     if known is not None and known != text:
         raise InputError(
-            f"{run} holds a run of another recipe or number of processes; choose another output, or delete that folder"
+            f"{run} holds a run of another recipe, number of processes or DeepSpeed stage; choose another output, "
+            "or delete that folder"
         )
