@@ -140,18 +140,20 @@ def tokens(gist: dict[str, Any]) -> str:
 def retention() -> str:
     """Right answers by kind of content."""
     found = read("eval-retention")
-    rounded, others = read("eval-retention-bfloat16"), read("eval-retention-seed-1-bfloat16")
-    also = {"bfloat16": rounded, "other probes, bfloat16": others}
+    others = {
+        "bfloat16": read("eval-retention-bfloat16"),
+        "other probes, bfloat16": read("eval-retention-seed-1-bfloat16"),
+    }
     entries = {(entry["kind"], entry["condition"]): entry for entry in found["retention"]}
     each = found["retention"][0]["n"]
     widest = max(high - low for low, high in (entry["score_95"] for entry in entries.values()))
-    for name, other in also.items():
+    for name, other in others.items():
         compared = (entry for entry in other["retention"] if entry["condition"] in ("full", "gist@8"))
         entries |= {(entry["kind"], f"{entry['condition']}, {name}"): entry for entry in compared}
     kinds, conditions = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
     rows = [[kind, *(f"{entries[kind, condition]['score']:.0%}" for condition in conditions)] for kind in kinds]
     intervals = f"with 95 % intervals of up to {100 * widest:.0f} points: the model card has them"
-    runs = [f"{name.capitalize()}: {run_line(other['run'])}" for name, other in also.items()]
+    runs = [f"{name.capitalize()}: {run_line(other['run'])}" for name, other in others.items()]
     lines = " ".join([f"{each} probes of each kind, {intervals}.", run_line(found["run"]), *runs])
     return f"{table(['kind', *conditions], rows)}\n\n{lines}"
 

@@ -53,9 +53,14 @@ def say(sentence: str) -> None:
     print(" ".join(sentence.split()), file=sys.stderr, flush=True)
 
 
+def is_main_process() -> bool:
+    """Of several processes of one launch, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        if is_main_process():
             say(record.getMessage())
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gistlm.cli.outcome import is_main_process
 from gistlm.cli.show import print_table
 from gistlm.errors import InputError
 
@@ -38,7 +38,7 @@ def train(
     settings = [_parse_setting(change) for change in changes or []]
     config = read_recipe(recipe, settings)
     folder = _run(config)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if is_main_process():
         _report(folder)
 
 

@@ -116,7 +116,7 @@ class GistTrainer(Trainer):
         saves.write_weights(Path(output_dir or str(self.args.output_dir)), self.model.trainable(), self.model.tokens)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved, self.model.tokens = saves.read_weights(Path(resume_from_checkpoint))
+        saved = saves.read_weights(Path(resume_from_checkpoint))
         for name, tensor in self.model.trainable().items():
             tensor.data.copy_(saved[name])
 
@@ -142,6 +142,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     checkpoint = create_checkpoint(config)
     training, validation, left_out = _split(config, checkpoint, arguments.world_size)
     objective = Objective(checkpoint, config)
+    objective.tokens = 0 if save is None else saves.read_tokens(save)  # DeepSpeed resumes past GistTrainer's own way
     measure = Validation(checkpoint, validation, config)
     trainer = GistTrainer(
         model=objective,
@@ -157,9 +158,9 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    if save is not None:
-        trainer.restore(save)
-    if save is None or saves.step_of(save) < config.last_step:
+    if save is not None and saves.step_of(save) >= config.last_step:
+        trainer.restore(save)  # only the end was missing
+    else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
     if arguments.should_save:
         _finish(trainer, measure, left_out)

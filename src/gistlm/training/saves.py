@@ -54,11 +54,15 @@ def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> Non
     save_file(whole, save / WEIGHTS, {"tokens": str(tokens)})
 
 
-def read_weights(save: Path) -> tuple[dict[str, Tensor], int]:
-    """What `write_weights` wrote."""
+def read_weights(save: Path) -> dict[str, Tensor]:
+    """What the run had changed."""
+    return load_file(save / WEIGHTS)
+
+
+def read_tokens(save: Path) -> int:
+    """How many tokens the run had seen; reads the file's head alone."""
     with safe_open(save / WEIGHTS, "pt") as file:
-        tokens = int(file.metadata()["tokens"])
-    return load_file(save / WEIGHTS), tokens
+        return int(file.metadata()["tokens"])
 
 
 def last_save(run: Path) -> Path | None:
@@ -75,6 +79,7 @@ def is_whole(save: Path) -> bool:
     try:
         TrainerState.load_from_json(str(save / STATE))
         read_weights(save)
+        read_tokens(save)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError):
         return False
     return all(map(zipfile.is_zipfile, [*save.rglob("*.pt"), *save.rglob("*.pth")]))
