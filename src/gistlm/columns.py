@@ -57,8 +57,8 @@ def key_values_of(cache: DynamicCache) -> KeyValues:
 class CacheOfLayers(DynamicCache):
     """Ends the pass once the last layer's keys and values are in: its attention and what follows serve no gist."""
 
-    def __init__(self, layers: int) -> None:
-        super().__init__()
+    def __init__(self, layers: int, key_values: KeyValues | None = None) -> None:
+        super().__init__(key_values)
         self._last_layer = layers - 1
 
     def update(

@@ -135,13 +135,12 @@ def write_gists(
         queries=parts.shape[1],
         dtype=checkpoint.reader.dtype,
     )
-    cache = DynamicCache(encoded.key_values)
     return _written(
         checkpoint,
         encoded.parts,
         parts,
         (learned, kept),
-        cache,
+        encoded.key_values,
         inputs_embeds=inputs,
         attention_mask=masks,
         position_ids=positions,
@@ -166,7 +165,7 @@ def one_pass(
             prompt_parts,
             behind,
             (learned, kept),
-            DynamicCache() if checkpoint.config.kept else CacheOfLayers(checkpoint.architecture.layers),
+            None,
             inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), inputs], dim=1),
             attention_mask=column_mask(parts),
             position_ids=left_positions(parts, starts),
@@ -199,23 +198,24 @@ def _written(
     prompt_parts: Tensor,
     behind: Tensor,
     held: tuple[int, Tensor],
-    cache: DynamicCache,
+    before: KeyValues | None,
     **inputs: Any,
 ) -> tuple[KeyValues, Observation | None]:
-    """Run the writer; of its cache the learned gist tokens' columns, and behind them the kept ones of the prompts.
+    """Run the writer until its gists are there: the learned tokens' columns, and behind them the kept ones of prompts.
 
-    held: columns of learned gist tokens, and how many tokens are kept of each prompt, [batch].
+    held: columns of learned gist tokens, and how many tokens are kept of each prompt, [batch]; before: what is cached.
     """
     learned, kept = held
     decoder, width = checkpoint.writer_decoder, prompt_parts.shape[1]
     if not checkpoint.config.kept:
+        cache = CacheOfLayers(checkpoint.architecture.layers, before)
         with suppress(PassIsOver):
             decoder(**inputs, **{CACHE: cache}, use_cache=True)
         return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)], None
     own, observers = checkpoint.may_be_kept(prompt_parts), behind[:, learned:] != Part.PAD
     watch = Observation(prompt_parts != Part.PAD, own, observers, learned, kept, checkpoint.fitted)
     with watch(decoder):
-        decoder(**inputs, **{CACHE: cache}, use_cache=True)
+        decoder(**inputs, **{CACHE: DynamicCache(before)}, use_cache=True)
     return watch.gists, watch
 
 

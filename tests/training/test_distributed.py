@@ -22,7 +22,7 @@ from accelerate.commands.config import load_config_from_file
 from safetensors.torch import load_file
 from tiny import save_tiny
 
-from gistlm.checkpoint import EMBEDDINGS
+from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
 from gistlm.cli.train import train as train_command
 from gistlm.errors import InputError
 from gistlm.training.batches import Collator, Draws, Example, Examples
@@ -211,7 +211,7 @@ def test_the_command_leaves_no_process_group_whose_threads_could_abort_its_end(
 
 
 def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(InputError, match="another recipe, number of processes or DeepSpeed stage"):
+    with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
         train(parse_config(options(folder, "frozen", PROCESSES, "frozen by 2")))
 
 
@@ -225,7 +225,7 @@ def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None
     for number, text in enumerate(page_configurations()):
         (tmp_path / f"{number}.yaml").write_text(text)
         kinds.append(load_config_from_file(str(tmp_path / f"{number}.yaml")).distributed_type)
-    assert kinds == ["MULTI_GPU", "DEEPSPEED"]
+    assert kinds == ["MULTI_GPU", "DEEPSPEED", "FSDP"]
 
 
 def under_deepspeed(folder: Path, recipe: dict[str, Any], stage: int = 2) -> subprocess.CompletedProcess[str]:
@@ -260,7 +260,7 @@ def test_deepspeed_has_the_losses_of_one_process_and_resumes(
         (output / "training.json").unlink()
     assert "resuming after step 5" in done.stderr
     if name == "paper":
-        with pytest.raises(InputError, match="another recipe, number of processes or DeepSpeed stage"):
+        with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
             check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
         shard = next((output / "run" / "checkpoint-5").glob("global_step5/*.pt"))
         shard.write_bytes(shard.read_bytes()[: -shard.stat().st_size // 2])
@@ -274,11 +274,71 @@ def test_deepspeed_s_third_stage_is_refused_before_a_model_is_loaded(folder: Pat
     assert "zero_stage 3 leaves each process a part of the weights" in done.stderr
 
 
-def test_fsdp_is_refused_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def under_fsdp(folder: Path, recipe: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """`gistlm train` of a recipe under the page's configuration for FSDP, with two processes on the CPU."""
+    values = yaml.safe_load(page_configurations()[2])
+    values |= {"num_processes": PROCESSES, "main_process_port": int(free_port())}
+    (folder / "fsdp.yaml").write_text(yaml.safe_dump(values))
+    (folder / "by fsdp.yaml").write_text(json.dumps(recipe))
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return subprocess.run(
+        [*launch, "--config_file", str(folder / "fsdp.yaml"), "--module", "fsdp_on_cpu", "train", "by fsdp.yaml"],
+        cwd=folder, env={**environment(), "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
+        timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fsdp_has_the_losses_of_one_process_and_resumes(
+    name: str, folder: Path, runs: dict[str, dict[str, Any]]
+) -> None:
+    output, one = folder / f"{name} by fsdp", runs[f"{name} by 1"]
+    for _ in range(2):
+        done = under_fsdp(folder, options(folder, name, PROCESSES, output.name))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = json.loads((output / "training.json").read_text())
+        assert found["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-5)
+        assert (found["tokens"], found["base_unchanged"]) == (one["tokens"], one["base_unchanged"])
+        for entry, other in zip(one["validation"], found["validation"], strict=True):
+            assert (entry["rows"], entry["tokens"]) == (other["rows"], other["tokens"])
+            for part in ("full", "none", "k=1", "k=4"):
+                assert other[part] == pytest.approx(entry[part], abs=1e-4)
+        for file in (EMBEDDINGS, ADAPTER_WEIGHTS):
+            mine, theirs = load_file(output / file), load_file(folder / f"{name} by 1" / file)
+            assert mine.keys() == theirs.keys()
+            for key, tensor in theirs.items():
+                torch.testing.assert_close(mine[key], tensor, rtol=0, atol=1e-4)
+        save = output / "run" / f"checkpoint-{STEPS}"
+        assert sum(path.stat().st_size for path in save.iterdir()) < 200_000  # no weights that the run does not change
+        shutil.rmtree(save)
+        (output / "training.json").unlink()
+    assert "resuming after step 5" in done.stderr
+    with pytest.raises(InputError, match="or with or without FSDP"):
+        check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
+    state = output / "run" / "checkpoint-5" / "optimizer.bin"
+    state.write_bytes(state.read_bytes()[: -state.stat().st_size // 2])
+    assert last_save(output / "run") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("FSDP_VERSION", "1", "fsdp_version: 2 .* got 1"),
+        ("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT", "fsdp_state_dict_type: FULL_STATE_DICT .* got SHARDED"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading: false .* got true"),
+    ],
+)
+def test_other_options_of_fsdp_are_refused_before_anything_is_written(
+    name: str, value: str, complaint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"VERSION": "2", "STATE_DICT_TYPE": "FULL_STATE_DICT", "CPU_RAM_EFFICIENT_LOADING": "false"}
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match=r"^FSDP leaves each process a part of the weights.* zero_stage: 2"):
-        train(parse_config(options(folder, "paper", 1, "by fsdp")))
-    assert not (folder / "by fsdp").exists()
+    for option, given in wanted.items():
+        monkeypatch.setenv(f"FSDP_{option}", given)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=complaint):
+        train(parse_config(options(folder, "paper", 1, "never by fsdp")))
+    assert not (folder / "never by fsdp").exists()
 
 
 # What makes it so

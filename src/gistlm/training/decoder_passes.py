@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,11 @@ class DecoderPasses:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.opening = encode_opening(checkpoint)
+
+    @cached_property
+    def opening(self) -> KeyValues:
+        """The visible opening's, encoded at the first use: a model may be moved to its device before that."""
+        return encode_opening(self.checkpoint)
 
     def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Encoded]:
         """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with

@@ -9,33 +9,37 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
-from gistlm.adapter import LoraModules, adapter_weights
-from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
 from gistlm.checkpoint_config import Recipe
-from gistlm.errors import DataError, InputError, ModelError
+from gistlm.errors import DataError, ModelError
 from gistlm.files import write_atomically
-from gistlm.initial import Initial, initial_embeddings
 from gistlm.mask import Condition
 from gistlm.training import saves
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
 from gistlm.training.data import hold_out, load_sources, without
+from gistlm.training.fsdp import gather, part_parameters, start_moments
+from gistlm.training.launch import check_launch, shares_weights
 from gistlm.training.memory import keep_freed_memory
 from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.rows import read_rows
+from gistlm.training.start import create_checkpoint
 from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
+
+LEARNED = ("gist_embeddings", "fitted", "observers")
+"""A checkpoint's own weights, beside its models'."""
 
 
 class Objective(nn.Module):
@@ -46,9 +50,14 @@ class Objective(nn.Module):
         self.checkpoint = checkpoint
         self.options = config
         self.writer = checkpoint.writer
-        self.gist_embeddings = checkpoint.gist_embeddings
-        self.fitted = checkpoint.fitted
-        self.observers = checkpoint.observers
+        if shares_weights() and config.recipe == Recipe.FROZEN:  # else the reader is in the writer
+            part_parameters(checkpoint.reader)
+            self.reader = checkpoint.reader
+        self._no_split_modules = (
+            checkpoint.reader._no_split_modules
+        )  # accelerate's FSDP shares out such layers one by one
+        for name in LEARNED:
+            setattr(self, name, getattr(checkpoint, name))
         self.passes = passes_of(checkpoint)
         self.base_dtype = checkpoint.reader.dtype
         if config.lora_rank is None:
@@ -68,8 +77,21 @@ class Objective(nn.Module):
         """What the run changes, by name."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
 
+    def hand_on(self) -> None:
+        """Let the checkpoint use this module's own weights: FSDP puts others in their place for every pass."""
+        for name in LEARNED:
+            setattr(self.checkpoint, name, getattr(self, name))
+
+    def load(self, save: Path) -> None:
+        """Take over what a save holds."""
+        saved = saves.read_weights(save)
+        for name, tensor in self.trainable().items():
+            tensor.data.copy_(saved[name])
+        self.tokens = saves.read_tokens(save)
+
     def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
         """The loss of one batch, given the fields of `Batch`."""
+        self.hand_on()
         batch = Batch(**tensors)
         self.tokens += int(sum_over_processes(torch.tensor(batch.tokens, device=batch.rests.device)))
         options = self.options
@@ -86,12 +108,14 @@ class GistTrainer(Trainer):
     """Trainer that saves and restores only what the run changes; embeddings have a rate of their own."""
 
     model: Objective
+    optimizer: Any
+    lr_scheduler: Any
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             options = self.model.options
             trained = self.model.trainable()
-            faster = [trained.pop(name) for name in ("gist_embeddings", "fitted", "observers") if name in trained]
+            faster = [trained.pop(name) for name in LEARNED if name in trained]
             groups = [
                 {"params": list(trained.values()), "lr": options.learning_rate},
                 {"params": faster, "lr": options.gist_learning_rate},
@@ -102,23 +126,30 @@ class GistTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         return super().create_scheduler(self.model.options.steps, optimizer)
 
-    def restore(self, save: Path) -> None:
-        """Take over a save as if it had just been reached."""
-        self._load_from_checkpoint(str(save))
-        self.state = TrainerState.load_from_json(str(save / saves.STATE))
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Draws:
         examples, options = self.train_dataset, self.model.options
         assert isinstance(examples, Examples)
         return Draws(examples.lengths(), options.batch_size * self.args.world_size, options.steps, options.seed)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        saves.write_weights(Path(output_dir or str(self.args.output_dir)), self.model.trainable(), self.model.tokens)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        keep: bool = self.args.should_save
+        weights = gather(self.model.trainable(), keep)
+        if keep:
+            saves.write_weights(Path(output_dir or str(self.args.output_dir)), weights, self.model.tokens)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        start_moments(self.optimizer)  # Trainer itself would write the whole model too, with all its frozen weights
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = saves.read_weights(Path(resume_from_checkpoint))
-        for name, tensor in self.model.trainable().items():
-            tensor.data.copy_(saved[name])
+        """Nothing: `Objective.load` did so."""
 
 
 def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
@@ -131,7 +162,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     output = Path(config.output)
     run = output / "run"
     arguments = _arguments(config, run)
-    saves.check_whole_weights()
+    check_launch()
     with arguments.main_process_first(local=False):
         saves.check_same_run(config, run, arguments.world_size)
         save = saves.last_save(run)
@@ -142,7 +173,8 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     checkpoint = create_checkpoint(config)
     training, validation, left_out = _split(config, checkpoint, arguments.world_size)
     objective = Objective(checkpoint, config)
-    objective.tokens = 0 if save is None else saves.read_tokens(save)  # DeepSpeed resumes past GistTrainer's own way
+    if save is not None:
+        objective.load(save)  # before FSDP shares the weights out; DeepSpeed goes on from weights of its own
     measure = Validation(checkpoint, validation, config)
     trainer = GistTrainer(
         model=objective,
@@ -159,79 +191,12 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     )
     trainer.remove_callback(PrinterCallback)
     if save is not None and saves.step_of(save) >= config.last_step:
-        trainer.restore(save)  # only the end was missing
+        trainer.state = TrainerState.load_from_json(str(save / saves.STATE))  # only the end was missing
     else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
-    if arguments.should_save:
-        _finish(trainer, measure, left_out)
+    _finish(trainer, measure, left_out)
     trainer.accelerator.wait_for_everyone()
     return output
-
-
-def create_checkpoint(config: TrainConfig) -> Checkpoint:
-    """The checkpoint to train, with everything that the recipe trains in float32 and switched on."""
-    dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    if config.start is None:
-        made = Checkpoint.create(config.base, config.checkpoint_options, config.device, dtype)
-    else:
-        made = _start_from(config, load_checkpoint(config.start, config.base, config.device, dtype))
-    made.config = replace(made.config, name=config.name or made.config.name)
-    if made.reader.device.type == "cpu":
-        _use_plain_attention(made)
-    made.reader.requires_grad_(config.lora_rank is None)
-    for name, tensor in made.writer.named_parameters():
-        if "lora_" in name:
-            tensor.requires_grad_(True)
-    made.gist_embeddings.data = made.gist_embeddings.data.float()
-    made.gist_embeddings.requires_grad_(True)
-    made.fitted.requires_grad_(bool(config.kept))
-    if config.observers > len(made.observers):
-        more = initial_embeddings(made.reader, config.observers, config.seed, Initial.WORDS)[len(made.observers) :]
-        made.observers.data = torch.cat([made.observers.data, more.float()])
-    made.observers.requires_grad_(bool(config.observers))
-    return made
-
-
-def _use_plain_attention(checkpoint: Checkpoint) -> None:
-    """torch's fused attention for CPUs takes many times as long backward as the products it is made of."""
-    checkpoint.reader.set_attn_implementation("eager")
-    if checkpoint.writer is not checkpoint.reader:
-        checkpoint.writer.get_base_model().set_attn_implementation("eager")
-
-
-def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
-    """The checkpoint found, if it is what the recipe would have made. Raises `InputError`."""
-    ranks = {name: tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name}
-    beyond_attention = any("mlp" in name.lower() for name in ranks)
-    wanted = {
-        "recipe": (config.recipe, found.config.recipe),
-        "anchored": (config.has_anchors, found.config.anchored),
-        "opening_visible": (config.sees_opening, found.prompts.format.opening_visible),
-        "lora_rank": (config.lora_rank, next(iter(ranks.values()), None)),
-        "lora_modules": (config.lora_modules, LoraModules.ALL if beyond_attention else LoraModules.ATTENTION),
-    }
-    for name, (given, own) in wanted.items():
-        if given != own:
-            raise InputError(f"start: {config.start} has {name}={own}, the recipe {name}={given}; make them equal")
-    learned = config.max_k - config.kept
-    if learned > found.learned:
-        raise InputError(
-            f"start: {config.start} has {found.learned} learned gist tokens, the recipe {learned}; lower max_k"
-        )
-    if config.kept and len(found.observers) > config.observers:
-        raise InputError(
-            f"start: {config.start} has {len(found.observers)} learned observers, the recipe {config.observers}; "
-            f"give observers: {len(found.observers)} or more"
-        )
-    found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
-    return Checkpoint(
-        replace(found.config, kept=config.kept),
-        found.reader,
-        found.writer,
-        found.gist_embeddings,
-        found.prompts,
-        {"fitted": found.fitted, "observers": found.observers} if config.kept and found.config.kept else None,
-    )
 
 
 def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples, int]:
@@ -277,7 +242,10 @@ def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
 
 
 def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
-    """Write the checkpoint and the run's figures. Raises `ModelError` when a frozen base is not what it was."""
+    """The main process writes the checkpoint and the run's figures; all processes must call.
+
+    Raises `ModelError` when a frozen base is not what it was.
+    """
     objective, config = trainer.model, trainer.model.options
     unchanged = None if config.recipe == Recipe.PAPER else measure.base_unchanged()
     if unchanged is False:
@@ -285,6 +253,13 @@ def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
             f"the weights of {config.base} changed during a frozen run; nothing was written to {config.output} but "
             "the run's saves"
         )
+    if not trainer.args.should_save:
+        return
+    if shares_weights():
+        objective = Objective(create_checkpoint(config), config)
+        last = saves.last_save(Path(config.output) / "run")
+        assert last is not None, "a run ends with a save"
+        objective.load(last)
     figures = {
         "config": config.to_dict(),
         "processes": trainer.args.world_size,

@@ -7,7 +7,6 @@ folder of its own with all of it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -17,34 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
-from transformers.integrations.deepspeed import deepspeed_config
 
 from gistlm.errors import InputError
 from gistlm.files import reason, write_atomically
 from gistlm.training.config import TrainConfig
+from gistlm.training.launch import launch_record
 
 WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
 _MAY_CHANGE = ("threads", "device", "stop_after")
 """Options that a resumed run may change."""
-
-
-def check_whole_weights() -> None:
-    """Raise `InputError` in a launch whose processes hold parts of the weights: a save is of whole ones."""
-    sharded = "DeepSpeed's zero_stage 3" if _zero_stage() == 3 else ""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        sharded = "FSDP"
-    if sharded:
-        raise InputError(
-            f"{sharded} leaves each process a part of the weights, and gistlm saves whole ones; "
-            "launch with DeepSpeed and zero_stage: 2, or with --multi_gpu"
-        )
-
-
-def _zero_stage() -> int | None:
-    """DeepSpeed's, in a launch with DeepSpeed."""
-    config = deepspeed_config()
-    return None if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> None:
@@ -82,7 +63,7 @@ def is_whole(save: Path) -> bool:
         read_tokens(save)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError):
         return False
-    return all(map(zipfile.is_zipfile, [*save.rglob("*.pt"), *save.rglob("*.pth")]))
+    return all(map(zipfile.is_zipfile, [path for kind in ("pt", "pth", "bin") for path in save.rglob(f"*.{kind}")]))
 
 
 def step_of(save: Path) -> int:
@@ -94,8 +75,7 @@ def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
     """Raise `InputError` when the folder holds saves of another recipe or launch; record this run's."""
     record = run / "recipe.json"
     values = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
-    launch = {"processes": processes if processes > 1 else None, "zero_stage": _zero_stage()}
-    text = json.dumps(values | {name: value for name, value in launch.items() if value is not None}, indent=2)
+    text = json.dumps(values | launch_record(processes), indent=2)
     try:
         began = any(run.glob("checkpoint-*")) or (run.parent / "training.json").exists()
         known = record.read_text(encoding="utf-8", errors="replace") if began and record.exists() else None
@@ -105,6 +85,6 @@ def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
         raise InputError(f"cannot write to output {config.output}: {reason(error)}; name another folder") from error
     if known is not None and known != text:
         raise InputError(
-            f"{run} holds a run of another recipe, number of processes or DeepSpeed stage; choose another output, "
-            "or delete that folder"
+            f"{run} holds a run of another recipe, number of processes, DeepSpeed stage, or with or without FSDP; "
+            "choose another output, or delete that folder"
         )

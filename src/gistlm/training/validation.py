@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from gistlm.base import fingerprint_weights
 from gistlm.checkpoint import Checkpoint
 from gistlm.files import sha256, write_atomically
 from gistlm.mask import Condition
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Examples, collate
 from gistlm.training.config import TrainConfig
+from gistlm.training.fsdp import outside_a_step, whole
+from gistlm.training.launch import shares_weights
 from gistlm.training.objectives import (
     cross_entropy,
     divergence,
@@ -50,18 +51,22 @@ class Validation(TrainerCallback):
         """Trainer's hook."""
         if not len(self.examples):
             return
-        share = self.examples.share(args.process_index, args.world_size)
         model, training = kwargs["model"], kwargs["model"].training
         model.eval()  # no dropout
-        measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks)}
+        alike = shares_weights()  # then the processes run every pass together
+        share = self.examples if alike else self.examples.share(args.process_index, args.world_size)
+        with outside_a_step(model):
+            model.hand_on()
+            measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks, alone=alike)}
         model.train(training)
         self.history = [entry for entry in self.history if entry["step"] < state.global_step] + [measured]
         if state.is_world_process_zero:
             write_atomically(self.path, json.dumps(self.history, indent=1).encode())
 
 
-def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[str, Any]:
-    """Means over output tokens, from `measure_rows`; of several processes, each calls it with its share of the rows.
+def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], alone: bool = False) -> dict[str, Any]:
+    """Means over output tokens, from `measure_rows`; of several processes, each calls it with its share of the rows, or
+    ``alone`` with all.
 
     Returns {"full": {"nll": ...}, "none": {"nll", "kl"}, "k=4": {"nll", "kl", "nll_gap_closed", "kl_gap_closed"}}.
     """
@@ -70,7 +75,7 @@ def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[s
     table = measure_rows(checkpoint, examples, ks)
     sums = [float(table[key].sum()) if key in table else 0.0 for key in keys]  # a process may have no rows
     every = torch.tensor([len(examples), *sums], dtype=torch.float64, device=checkpoint.reader.device)
-    rows, tokens, *totals = sum_over_processes(every).tolist()
+    rows, tokens, *totals = (every if alone else sum_over_processes(every)).tolist()
     means: dict[str, dict[str, float]] = {}
     for (name, metric), total in zip(keys[1:], totals, strict=True):
         means.setdefault(name, {})[metric] = total / tokens
@@ -119,12 +124,14 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
 
 
 def hash_weights(checkpoint: Checkpoint) -> str:
-    """Every byte of the reader's weights, the adapter's left out."""
-    base = {name: tensor for name, tensor in checkpoint.reader.named_parameters() if "lora_" not in name}
-    whole = (
-        tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in sorted(base.items())
-    )
-    return sha256(fingerprint_weights(base).encode(), *whole)
+    """Every byte of the reader's weights, the adapter's left out. Processes that share weights out must all call."""
+    named = sorted((name, tensor) for name, tensor in checkpoint.reader.named_parameters() if "lora_" not in name)
+    return sha256(*(part.encode() for name, tensor in named for part in (name, _hash(whole(tensor)))))
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return sha256(f"{tensor.dtype} {[*tensor.shape]}".encode(), data)
 
 
 def _kept_alone(checkpoint: Checkpoint, batch: Batch) -> Tensor:

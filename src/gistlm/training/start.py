@@ -1,0 +1,88 @@
+"""The checkpoint that a run starts from; knows nothing of steps or losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from gistlm.adapter import LoraModules, adapter_weights
+from gistlm.base import check_device
+from gistlm.catalog import load_checkpoint
+from gistlm.checkpoint import Checkpoint
+from gistlm.errors import InputError
+from gistlm.initial import Initial, initial_embeddings
+from gistlm.training.config import TrainConfig
+from gistlm.training.launch import shares_weights
+
+
+def create_checkpoint(config: TrainConfig) -> Checkpoint:
+    """The checkpoint to train, with everything that the recipe trains in float32 and switched on.
+
+    On the recipe's device, but where the processes share out the weights, each of which may have no room for all: then
+    in the CPU's memory, from which FSDP moves the parts.
+    """
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    device = check_device(config.device).type
+    place = "cpu" if shares_weights() else config.device
+    if config.start is None:
+        made = Checkpoint.create(config.base, config.checkpoint_options, place, dtype)
+    else:
+        made = _start_from(config, load_checkpoint(config.start, config.base, place, dtype))
+    made.config = replace(made.config, name=config.name or made.config.name)
+    if device == "cpu":
+        _use_plain_attention(made)
+    made.reader.requires_grad_(config.lora_rank is None)
+    for name, tensor in made.writer.named_parameters():
+        if "lora_" in name:
+            tensor.requires_grad_(True)
+    made.gist_embeddings.data = made.gist_embeddings.data.float()
+    made.gist_embeddings.requires_grad_(True)
+    made.fitted.requires_grad_(bool(config.kept))
+    if config.observers > len(made.observers):
+        more = initial_embeddings(made.reader, config.observers, config.seed, Initial.WORDS)[len(made.observers) :]
+        made.observers.data = torch.cat([made.observers.data, more.float()])
+    made.observers.requires_grad_(bool(config.observers))
+    return made
+
+
+def _use_plain_attention(checkpoint: Checkpoint) -> None:
+    """torch's fused attention for CPUs takes many times as long backward as the products it is made of."""
+    checkpoint.reader.set_attn_implementation("eager")
+    if checkpoint.writer is not checkpoint.reader:
+        checkpoint.writer.get_base_model().set_attn_implementation("eager")
+
+
+def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
+    """The checkpoint found, if it is what the recipe would have made. Raises `InputError`."""
+    ranks = {name: tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name}
+    beyond_attention = any("mlp" in name.lower() for name in ranks)
+    wanted = {
+        "recipe": (config.recipe, found.config.recipe),
+        "anchored": (config.has_anchors, found.config.anchored),
+        "opening_visible": (config.sees_opening, found.prompts.format.opening_visible),
+        "lora_rank": (config.lora_rank, next(iter(ranks.values()), None)),
+        "lora_modules": (config.lora_modules, LoraModules.ALL if beyond_attention else LoraModules.ATTENTION),
+    }
+    for name, (given, own) in wanted.items():
+        if given != own:
+            raise InputError(f"start: {config.start} has {name}={own}, the recipe {name}={given}; make them equal")
+    learned = config.max_k - config.kept
+    if learned > found.learned:
+        raise InputError(
+            f"start: {config.start} has {found.learned} learned gist tokens, the recipe {learned}; lower max_k"
+        )
+    if config.kept and len(found.observers) > config.observers:
+        raise InputError(
+            f"start: {config.start} has {len(found.observers)} learned observers, the recipe {config.observers}; "
+            f"give observers: {len(found.observers)} or more"
+        )
+    found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
+    return Checkpoint(
+        replace(found.config, kept=config.kept),
+        found.reader,
+        found.writer,
+        found.gist_embeddings,
+        found.prompts,
+        {"fitted": found.fitted, "observers": found.observers} if config.kept and found.config.kept else None,
+    )
