@@ -1,4 +1,4 @@
-"""`gistlm` in a launch with FSDP on the CPU: accelerate shares out weights over what it takes for several GPUs alone."""
+"""`gistlm` in a launch with FSDP on the CPU, where two processes are taken for GPUs: accelerate has FSDP for these."""
 
 from __future__ import annotations
 

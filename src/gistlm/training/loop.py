@@ -108,7 +108,6 @@ class GistTrainer(Trainer):
     """Trainer that saves and restores only what the run changes; embeddings have a rate of their own."""
 
     model: Objective
-    optimizer: Any
     lr_scheduler: Any
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -141,6 +140,7 @@ class GistTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
+        assert self.optimizer is not None
         start_moments(self.optimizer)  # Trainer itself would write the whole model too, with all its frozen weights
         save_fsdp_optimizer(
             self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
