@@ -19,6 +19,8 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from safetensors.torch import load_file
 from tiny import save_tiny
 
@@ -27,9 +29,10 @@ from gistlm.cli.train import train as train_command
 from gistlm.errors import InputError
 from gistlm.training.batches import Collator, Draws, Example, Examples
 from gistlm.training.config import parse_config
-from gistlm.training.loop import train
+from gistlm.training.loop import Objective, train
 from gistlm.training.objectives import weighted_mean
 from gistlm.training.saves import check_same_run, last_save
+from gistlm.training.start import create_checkpoint
 
 PROCESSES = 2
 STEPS = 7
@@ -286,6 +289,21 @@ def under_fsdp(folder: Path, recipe: dict[str, Any]) -> subprocess.CompletedProc
         cwd=folder, env={**environment(), "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
         timeout=SECONDS, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["frozen", "paper"])
+def test_fsdp_takes_a_model_s_layers_one_by_one(folder: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    config = parse_config(options(folder, recipe, 1, "never by fsdp"))
+    objective = Objective(create_checkpoint(config), config)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    plugin.set_auto_wrap_policy(objective)
+    is_one = fsdp2_prepare_auto_wrap_policy(plugin, objective)
+    layers = [module for module in objective.modules() if "DecoderLayer" in type(module).__name__]
+    assert [module for module in objective.modules() if is_one(module)] == layers
+    assert len(layers) == objective.checkpoint.architecture.layers * (2 if recipe == "frozen" else 1)
+    trained = [id(weight) for weight in objective.writer.parameters()]
+    assert recipe != "frozen" or not {id(weight) for weight in objective.checkpoint.reader.parameters()} & {*trained}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+
+from gistlm.training.launch import shares_weights
 
 
 def part_parameters(model: nn.Module) -> None:
@@ -30,8 +30,8 @@ def part_parameters(model: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A weight as it is without FSDP. Where the processes share it out, all of them must call."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a DTensor, with FSDP alone
+    return full.detach()
 
 
 def gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
@@ -50,8 +50,12 @@ def outside_a_step(model: Any) -> Iterator[None]:
 
     All processes must call the same parts in the same order, for each waits for the others' weights.
     """
-    if isinstance(model, FSDPModule):
-        model.unshard()
+    if not shares_weights():
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule  # not every build of torch has it
+
+    model.unshard()
     try:
         yield
     finally:

@@ -8,10 +8,12 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from gistlm.errors import InputError
 
-_FSDP = {"VERSION": "2", "STATE_DICT_TYPE": "FULL_STATE_DICT", "CPU_RAM_EFFICIENT_LOADING": "false"}
-"""The options of FSDP that must be so, as accelerate hands them on."""
-_DEFAULTS = {"VERSION": "1", "STATE_DICT_TYPE": "SHARDED_STATE_DICT", "CPU_RAM_EFFICIENT_LOADING": "false"}
-"""What accelerate takes for those that are not given."""
+_FSDP = {
+    "VERSION": ("2", "1"),
+    "STATE_DICT_TYPE": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
+    "CPU_RAM_EFFICIENT_LOADING": ("false", "false"),
+}
+"""The options of FSDP that must be so, as accelerate hands them on, and what it takes where they are not given."""
 
 
 def check_launch() -> None:
@@ -23,8 +25,8 @@ def check_launch() -> None:
         )
     if not shares_weights():
         return
-    for name, wanted in _FSDP.items():
-        given = os.environ.get(f"FSDP_{name}", _DEFAULTS[name])
+    for name, (wanted, default) in _FSDP.items():
+        given = os.environ.get(f"FSDP_{name}", default)
         if given.lower() != wanted.lower():
             raise InputError(
                 f"with FSDP, gistlm needs fsdp_{name.lower()}: {wanted} in accelerate's options; got {given}"

@@ -53,9 +53,8 @@ class Objective(nn.Module):
         if shares_weights() and config.recipe == Recipe.FROZEN:  # else the reader is in the writer
             part_parameters(checkpoint.reader)
             self.reader = checkpoint.reader
-        self._no_split_modules = (
-            checkpoint.reader._no_split_modules
-        )  # accelerate's FSDP shares out such layers one by one
+        # accelerate's FSDP shares out such layers one by one
+        self._no_split_modules = checkpoint.reader._no_split_modules
         for name in LEARNED:
             setattr(self, name, getattr(checkpoint, name))
         self.passes = passes_of(checkpoint)

@@ -31,8 +31,7 @@ _MAY_CHANGE = ("threads", "device", "stop_after")
 def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> None:
     """What the run changes, and how many tokens it has seen."""
     save.mkdir(parents=True, exist_ok=True)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, save / WEIGHTS, {"tokens": str(tokens)})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, save / WEIGHTS, {"tokens": str(tokens)})
 
 
 def read_weights(save: Path) -> dict[str, Tensor]:
