@@ -1,13 +1,21 @@
-"""`gistlm` in a launch with FSDP on the CPU, where two processes are taken for GPUs: accelerate has FSDP for these."""
+"""Runs of several recipes in one launch with FSDP on the CPU, where processes are taken for GPUs: accelerate has FSDP
+for these alone. The recipes are given as JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from rich.console import Console
 
-from gistlm.cli import main
+from gistlm.training.config import parse_config
+from gistlm.training.loop import train
+from gistlm.training.progress import TrainingProgress
 
 _init = PartialState.__init__
 
@@ -20,4 +28,7 @@ def _as_gpus(self: PartialState, *args: Any, **options: Any) -> None:
 
 if __name__ == "__main__":
     PartialState.__init__ = _as_gpus  # type: ignore[method-assign]
-    main()
+    for recipe in json.loads(sys.argv[1]):
+        with TrainingProgress(Console(stderr=True)) as progress:
+            train(parse_config(recipe), [progress])
+    torch.distributed.destroy_process_group()
