@@ -115,16 +115,14 @@ class AdapterOnLast:
 
     def _forward(self, layer: Any) -> Callable[[Tensor], Tensor]:
         base = layer.base_layer
-        terms = [
-            (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
-            for name in layer.active_adapters
-        ]
+        terms = [(layer.lora_A[name], layer.lora_B[name], layer.scaling[name]) for name in layer.active_adapters]
 
         def forward(x: Tensor) -> Tensor:
             """x: [batch, tokens, channels]"""
             result: Tensor = base(x)
             updated = result[:, -self._columns :]
-            for down, up, scaling in terms:
+            for a, b, scaling in terms:
+                down, up = a.weight, b.weight  # looked up in each pass: FSDP puts others in their place
                 update = self._tail(x, down.dtype).mm(down.t()).mm(up.t())
                 updated.add_(update.view(updated.shape), alpha=scaling)
             return result

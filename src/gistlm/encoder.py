@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -25,19 +24,19 @@ KeyValues = list[tuple[Tensor, Tensor]]
 _NAME = "gistlm_encoder"
 
 
-@dataclass
 class _Pass:
-    """What the attention function needs of one pass, and what it leaves behind."""
+    """What the attention function needs of one pass, and what it leaves behind. No dataclass: FSDP hands copies of
+    those to the layers, and what they leave in a copy is lost.
 
-    visible: Tensor
-    """bool [batch, Q, K]"""
-    distances: Tensor
-    """[batch, Q, K]: the key's position less the query's"""
-    past: KeyValues
-    written: KeyValues = field(default_factory=list)
-    """This pass's own keys and values by layer."""
-    bias: Tensor | None = None
-    """[batch, heads, Q, K]: mask and distances, from the last layer that has biases of its own"""
+    visible: bool [batch, Q, K]; distances: [batch, Q, K], the key's position less the query's.
+    """
+
+    def __init__(self, visible: Tensor, distances: Tensor, past: KeyValues) -> None:
+        self.visible, self.distances, self.past = visible, distances, past
+        self.written: KeyValues = []
+        """This pass's own keys and values by layer."""
+        self.bias: Tensor | None = None
+        """[batch, heads, Q, K]: mask and distances, from the last layer that has biases of its own"""
 
 
 def encode(

@@ -43,7 +43,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "frozen": {"recipe": "frozen", "input_weight": 0.2, "cross_entropy_weight": 0.5},
     "kept": {"recipe": "frozen", "kept": 3, "observers": 2, "observation_weight": 0.3},
     "paper": {"recipe": "paper"},
+    "encoder": {"recipe": "frozen", "cross_entropy_weight": 0.5},
 }
+BASES = {"encoder": "t5"}
+"""The others have llama."""
 ANSWERED = {"kept": {"cross_entropy_weight": 0.5}}
 """Of half of a recipe's rows, so that some processes have none of them in a step."""
 
@@ -72,9 +75,10 @@ loop.train(parse_config(killed), [Kill()])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base, and rows whose outputs differ much in length; in it the runs come to lie."""
+    """Tiny bases, and rows whose outputs differ much in length; in it the runs come to lie."""
     made = tmp_path_factory.mktemp("distributed")
-    save_tiny(made / "base", "llama")
+    for kind in ("llama", *BASES.values()):
+        save_tiny(made / kind, kind)
     rows = [
         {"prompt": f"{i}: it is {'red' if i % 2 else 'blue'}", "input": f"what {i % 3}?", "output": "so " * (1 + i % 7)}
         for i in range(40)
@@ -87,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(folder: Path, name: str, processes: int, output: str) -> dict[str, Any]:
     """A recipe whose steps take the same rows for any number of processes: two passes, less what fills no step."""
     return {
-        "base": str(folder / "base"),
+        "base": str(folder / BASES.get(name, "llama")),
         "data": [
             {"path": str(folder / "rows.jsonl")},
             {"path": str(folder / "more.jsonl"), **ANSWERED.get(name, {})},
