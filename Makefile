@@ -1,6 +1,8 @@
 # Everything runs in .venv. A torch of your own choice: make setup TORCH=torch
+# WORKERS share out the tests; each takes a core and about a gigabyte.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH  ?= torch==2.13.0
+WORKERS ?= 2
 BIN    := .venv/bin
 LOCK   := .venv/constraints.txt
 READY  := .venv/ready
@@ -40,7 +42,7 @@ demo: $(READY)
 	@$(BIN)/python examples/demo.py
 
 test: $(READY)
-	@$(BIN)/pytest -q $(ARGS)
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-deepspeed: $(READY)
 	@$(PIP) --editable '.[deepspeed]'

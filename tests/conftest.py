@@ -6,9 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-HOME = Path(tempfile.mkdtemp(prefix="gistlm-tests-"))
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+HOME = Path(os.environ["GISTLM_HOME"] if WORKER else tempfile.mkdtemp(prefix="gistlm-tests-"))
 os.environ.update(
-    GISTLM_HOME=str(HOME),  # one for the whole run: the default model is converted once
+    GISTLM_HOME=str(HOME),  # one for the whole run and its workers: the default model is converted once
     HF_HOME=str(HOME / "huggingface"),
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
@@ -76,7 +77,8 @@ socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(HOME, ignore_errors=True)
+    if not WORKER:
+        shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

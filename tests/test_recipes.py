@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -36,6 +40,26 @@ def load(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+class Ended(NamedTuple):
+    """How a script ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def script(name: str, *options: object) -> Ended:
+    """Run a recipe's script as the command line does, but in this process, which has imported torch."""
+    path, code, out, err = RECIPE.with_name(name), 0, StringIO(), StringIO()
+    with patch.object(sys, "argv", [str(path), *map(str, options)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            code = int(bool(end.code))
+            print(end.code, file=err)
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +179,17 @@ def test_too_few_passages_are_an_error_that_says_so(
 
 def test_the_command_writes_rows_that_training_reads(texts: str, tasks: str, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, str(RECIPE), "--texts", texts, "--tasks", tasks, "--rows", "20", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
+    asked = "--texts", texts, "--tasks", tasks, "--rows", 20, "--out", out
+    assert script("programmatic.py", *asked).returncode == 0
     assert len(read_rows(str(out))) == 20
-    failed = subprocess.run([*command, "--rows", "0"], check=False, capture_output=True, text=True)
+    failed = script("programmatic.py", *asked, "--rows", 0)
     assert failed.returncode == 1 and "whole number of at least 1" in failed.stderr
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short runs of a tiny model, and the rows for both ends."""
+    tmp_path = tmp_path_factory.mktemp("ablation")
     rows = [{"instruction": f"rule {i}: say {i}", "input": f"ask {i}", "output": f"it is {i}"} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = {"base": str(save_tiny(tmp_path / "base")), "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 2}
@@ -174,46 +199,50 @@ def plan(tmp_path: Path) -> Path:
     return tmp_path / "plan.yaml"
 
 
-def ablate(plan: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    script, folder = str(RECIPE.with_name("ablate.py")), plan.parent
-    asked = [str(plan), "--data", str(folder / "rows.jsonl"), "--out", str(folder / "out"), "--rows", "4", "--k", "1"]
-    return subprocess.run([sys.executable, script, *asked, *options], capture_output=True, text=True, check=False)
+def asked(plan: Path) -> tuple[object, ...]:
+    return plan, "--data", plan.parent / "rows.jsonl", "--out", plan.parent / "out", "--rows", 4, "--k", 1
 
 
-def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path) -> None:
-    first = ablate(plan)
-    assert first.returncode == 0, first.stderr
+@pytest.fixture(scope="module")
+def table(plan: Path) -> str:
+    """What the plan's first run prints; its runs lie beside it."""
+    command = [sys.executable, RECIPE.with_name("ablate.py"), *asked(plan)]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path, table: str) -> None:
     figures = json.loads((plan.parent / "out" / "ablations.json").read_text())
     assert [(figure["name"], figure["changed"]) for figure in figures] == [
         ("as it is", "nothing"),
         ("rank 4", "lora_rank: 4"),
     ]
     assert all(figure["rows"] == 4 and figure["tokens"] > 0 for figure in figures)
-    assert first.stdout.count("\n| rank 4 | lora_rank: 4 |") == 1
+    assert table.count("\n| rank 4 | lora_rank: 4 |") == 1
     times = {path: path.stat().st_mtime_ns for path in (plan.parent / "out").glob("*/eval.json")}
     assert len(times) == 2
-    again = ablate(plan)
-    assert again.stdout == first.stdout
+    assert script("ablate.py", *asked(plan)).stdout == table
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.usefixtures("table")
 def test_an_ablation_s_figures_are_never_shown_for_other_options(plan: Path) -> None:
-    assert ablate(plan, "--only", "rank 4").returncode == 0
-    other = ablate(plan, "--only", "rank 4", "--rows", "3")
+    other = script("ablate.py", *asked(plan), "--only", "rank 4", "--rows", 3)
     assert other.returncode == 1 and "holds a run of other options" in other.stderr
-    unknown = ablate(plan, "--only", "rank 5")
+    unknown = script("ablate.py", *asked(plan), "--only", "rank 5")
     assert unknown.returncode == 1 and "has no run 'rank 5'; it has as it is, rank 4" in unknown.stderr
-    assert json.loads((plan.parent / "out" / "ablations.json").read_text())
+    assert len(json.loads((plan.parent / "out" / "ablations.json").read_text())) == 2
 
 
-def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_trained(plan: Path) -> None:
+def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_trained(plan: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(plan.read_text())
     values["runs"][1]["lora_size"] = 3
-    plan.write_text(yaml.safe_dump(values))
-    made = ablate(plan)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(values))
+    made = script("ablate.py", tmp_path / "plan.yaml", *asked(plan)[1:], "--out", tmp_path / "out")
     assert made.returncode == 1
-    assert "rank 4 has no option 'lora_size'" in made.stderr and "Traceback" not in made.stderr
-    assert not (plan.parent / "out").exists()
+    assert "rank 4 has no option 'lora_size'" in made.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_self_generated_rows_go_on_behind_the_last_whole_chunk(tmp_path: Path) -> None:
@@ -246,17 +275,16 @@ def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: P
             json.dumps({"r": 4, "target_modules": ["k", "q"] if more else ["q", "k"]})
         )
 
-    def average(out: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(RECIPE.with_name("average.py")), "first", "second", "--out", out, *more]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    def average(out: str, *more: object) -> Ended:
+        return script("average.py", tmp_path / "first", tmp_path / "second", "--out", tmp_path / out, *more)
 
-    assert average("mean", "--share", "0.25").returncode == 0
+    assert average("mean", "--share", 0.25).returncode == 0
     assert torch.equal(load_file(tmp_path / "mean" / ADAPTER_WEIGHTS)["lora_A"], torch.full((2, 4), 1.5))
     embeddings = load_file(tmp_path / "mean" / EMBEDDINGS)
     assert torch.equal(embeddings["fitted"], torch.ones(2, 2))
     assert torch.equal(embeddings["gist_embeddings"], torch.full((1, 4), 1.5))
     assert "mean exists; name a new folder" in average("mean").stderr
-    assert "--share must be from 0 to 1" in average("other", "--share", "2").stderr
+    assert "--share must be from 0 to 1" in average("other", "--share", 2).stderr
     save_file({"lora_A": torch.ones(3, 4)}, tmp_path / "first" / ADAPTER_WEIGHTS)
     assert "differ in lora_A" in average("other").stderr
     (tmp_path / "first" / "adapter_config.json").write_text('{"r": 4, "target_modules": ["q"]}')
@@ -265,13 +293,7 @@ def test_a_mean_of_two_checkpoints_holds_the_seconds_own_tensors_too(tmp_path: P
     assert "differ in 'r' of adapter_config.json" in average("other").stderr
     (tmp_path / "first" / "adapter_config.json").write_text("{")
     assert "adapter_config.json cannot be read" in average("other").stderr
-    assert "Traceback" not in average("other").stderr
     assert not (tmp_path / "other").exists()
-
-
-def script(name: str, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPE.with_name(name)), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_system_prompts_need_no_texts(tmp_path: Path) -> None:
