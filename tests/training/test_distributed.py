@@ -142,24 +142,34 @@ def run_workers(folder: Path, recipes: list[dict[str, Any]]) -> list[tuple[int, 
     return [(code, log.read_text(errors="replace")) for code, log in zip(ended, logs, strict=True)]
 
 
+def figures(folder: Path, name: str) -> dict[str, Any]:
+    """Those of a run."""
+    return json.loads((folder / name / "training.json").read_text())  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """The figures of every recipe by one process and by two, and a folder "killed" with a save at step 5."""
+def alone(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of every recipe by one process."""
     for name in RECIPES:
         train(parse_config(options(folder, name, 1, f"{name} by 1")))
+    return {name: figures(folder, f"{name} by 1") for name in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of every recipe by two processes; and a folder "killed" with a save at step 5."""
     together = [options(folder, name, PROCESSES, f"{name} by 2") for name in RECIPES]
     (main, text), (other, _) = run_workers(folder, [*together, options(folder, "frozen", PROCESSES, "killed")])
     assert main == -signal.SIGKILL, text[-3000:]
     assert other != 0  # it ends by itself when it misses the main one
-    names = [f"{name} by {processes}" for name in RECIPES for processes in (1, PROCESSES)]
-    return {name: json.loads((folder / name / "training.json").read_text()) for name in names}
+    return {name: figures(folder, f"{name} by 2") for name in RECIPES}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
-    name: str, runs: dict[str, dict[str, Any]]
+    name: str, alone: dict[str, dict[str, Any]], shared: dict[str, dict[str, Any]]
 ) -> None:
-    one, two = runs[f"{name} by 1"], runs[f"{name} by 2"]
+    one, two = alone[name], shared[name]
     assert len(one["losses"]) == STEPS
     assert two["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-5)
     assert two["tokens"] == one["tokens"]
@@ -169,7 +179,8 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
             assert other[part] == pytest.approx(entry[part], abs=1e-4)
 
 
-def test_two_processes_train_the_weights_that_one_does(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.usefixtures("alone", "shared")
+def test_two_processes_train_the_weights_that_one_does(folder: Path) -> None:
     one, two = (load_file(folder / f"kept by {processes}" / EMBEDDINGS) for processes in (1, 2))
     assert sorted(one) == ["fitted", "gist_embeddings", "observers"]
     for name, tensor in one.items():
@@ -177,7 +188,7 @@ def test_two_processes_train_the_weights_that_one_does(folder: Path, runs: dict[
 
 
 def test_a_killed_run_of_two_processes_goes_on_under_accelerate_launch(
-    folder: Path, runs: dict[str, dict[str, Any]]
+    folder: Path, shared: dict[str, dict[str, Any]]
 ) -> None:
     """Killed at step 6, in the second pass over the rows, with its last save at step 5."""
     assert not (folder / "killed" / "training.json").exists()
@@ -194,8 +205,7 @@ def test_a_killed_run_of_two_processes_goes_on_under_accelerate_launch(
     assert done.stderr.count("resuming after step 5") == 1  # the main process alone shows progress
     assert done.stderr.count("validation rows are held out") == 1
 
-    resumed = json.loads((folder / "killed" / "training.json").read_text())
-    whole = runs["frozen by 2"]
+    resumed, whole = figures(folder, "killed"), shared["frozen"]
     assert resumed["losses"] == whole["losses"]
     assert resumed["tokens"] == whole["tokens"]
     assert resumed["validation"] == whole["validation"]
@@ -217,7 +227,8 @@ def test_the_command_leaves_no_process_group_whose_threads_could_abort_its_end(
             torch.distributed.destroy_process_group()
 
 
-def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path) -> None:
     with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
         train(parse_config(options(folder, "frozen", PROCESSES, "frozen by 2")))
 
@@ -253,15 +264,15 @@ def under_deepspeed(folder: Path, recipe: dict[str, Any], stage: int = 2) -> sub
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
 @pytest.mark.parametrize("name", ["kept", "paper"])
 def test_deepspeed_has_the_losses_of_one_process_and_resumes(
-    name: str, folder: Path, runs: dict[str, dict[str, Any]]
+    name: str, folder: Path, alone: dict[str, dict[str, Any]]
 ) -> None:
     output = folder / f"{name} by deepspeed"
     for _ in range(2):
         done = under_deepspeed(folder, options(folder, name, PROCESSES, output.name))
         assert done.returncode == 0, done.stderr[-3000:]
-        found = json.loads((output / "training.json").read_text())
-        assert found["losses"] == pytest.approx(runs[f"{name} by 1"]["losses"], rel=0, abs=1e-5)
-        assert found["tokens"] == runs[f"{name} by 1"]["tokens"]
+        found = figures(folder, output.name)
+        assert found["losses"] == pytest.approx(alone[name]["losses"], rel=0, abs=1e-5)
+        assert found["tokens"] == alone[name]["tokens"]
         assert (output / "run" / f"checkpoint-{STEPS}" / "latest").exists()  # an engine's save, not DDP's
         shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
         (output / "training.json").unlink()
@@ -328,11 +339,11 @@ def test_fsdp_takes_a_model_s_layers_one_by_one(folder: Path, recipe: str, monke
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.usefixtures("fsdp_runs")
 def test_fsdp_has_the_losses_of_one_process_and_resumes(
-    name: str, folder: Path, runs: dict[str, dict[str, Any]]
+    name: str, folder: Path, alone: dict[str, dict[str, Any]]
 ) -> None:
-    one = runs[f"{name} by 1"]
+    one = alone[name]
     for output in (folder / f"{name} by fsdp, whole", folder / f"{name} by fsdp"):
-        found = json.loads((output / "training.json").read_text())
+        found = figures(folder, output.name)
         assert found["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-5)
         assert (found["tokens"], found["base_unchanged"]) == (one["tokens"], one["base_unchanged"])
         for entry, other in zip(one["validation"], found["validation"], strict=True):
