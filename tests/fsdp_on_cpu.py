@@ -5,6 +5,7 @@ for these alone. The recipes are given as JSON.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -13,8 +14,8 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from rich.console import Console
 
+from gistlm.training import loop, saves, validation
 from gistlm.training.config import parse_config
-from gistlm.training.loop import train
 from gistlm.training.progress import TrainingProgress
 
 _init = PartialState.__init__
@@ -26,9 +27,16 @@ def _as_gpus(self: PartialState, *args: Any, **options: Any) -> None:
         self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def _refuse(*args: Any, **options: Any) -> None:
+    raise AssertionError("only the main process writes")
+
+
 if __name__ == "__main__":
+    if os.environ["RANK"] != "0":
+        saves.save_file = loop.write_atomically = validation.write_atomically = _refuse  # type: ignore[assignment]
+        loop.Checkpoint.save_pretrained = _refuse  # type: ignore[assignment]
     PartialState.__init__ = _as_gpus  # type: ignore[method-assign]
     for recipe in json.loads(sys.argv[1]):
         with TrainingProgress(Console(stderr=True)) as progress:
-            train(parse_config(recipe), [progress])
+            loop.train(parse_config(recipe), [progress])
     torch.distributed.destroy_process_group()

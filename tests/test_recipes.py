@@ -386,8 +386,9 @@ def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: 
     with_baselines = publish.section(rounded)
     run = rounded["run"]
     assert f"\n`{run['command']}` ({run['date']}, {run['machine']['cpu']}, threads: 1" in with_baselines
-    assert "KL gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
-    assert "| the gist's lead over | k=1, 493 rows |" in with_baselines
+    assert "| KL gap closed | next tokens, and gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
+    for metric in ("NLL", "KL"):
+        assert f"| {metric}: the gist's lead over | k=1, 493 rows |" in with_baselines
 
 
 def test_the_card_has_leads_where_there_are_baselines_and_further_sections(publish: ModuleType, tmp_path: Path) -> None:
@@ -407,6 +408,27 @@ def test_the_card_has_leads_where_there_are_baselines_and_further_sections(publi
     whole = card(results(tmp_path, rounded, evaluation=measured("alpaca-unseen")))
     assert "The gist's lead over each baseline" in whole and "| selected |" in whole
     assert "### In bfloat16, probes, seed 0" in whole
+
+
+def test_the_card_says_of_each_target_whether_it_is_met(publish: ModuleType) -> None:
+    def gist(k: int, closed: float, interval: list[float] | None) -> dict[str, Any]:
+        return {"name": "gist", "k": k, "metrics": {"kl": {"gap_closed": closed, "gap_closed_95": interval}}}
+
+    conditions = [gist(1, 0.76, [0.74, 0.78]), gist(4, 0.9, [0.9, 0.91]), gist(16, 0.94, None)]
+    probe = [
+        {"kind": kind, "condition": condition, "correct": correct}
+        for kind, right in (("format", (40, 36)), ("rule", (40, 35)), ("name", (40, 0)))
+        for condition, correct in zip(("full", "gist@8"), right, strict=True)
+    ]
+    lines = publish.targets(conditions, probe).splitlines()
+    assert [line for line in lines if line.startswith("| ") and "---" not in line][1:] == [
+        "| KL gap closed, k=1 | 75% | 76% (74% to 78%) | point alone |",
+        "| KL gap closed, k=4 | 90% | 90% (90% to 91%) | met |",
+        "| KL gap closed, k=16 | 95% | 94% | missed |",
+        "| right answers to format probes, k=8 | 90% of the full prompt's 40 | 36 | met |",
+        "| right answers to rule probes, k=8 | 90% of the full prompt's 40 | 35 | missed |",
+    ]
+    assert publish.targets([], []) == ""
 
 
 def test_the_card_mixes_neither_checkpoints_nor_dtypes(publish: ModuleType, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:
 class AdapterOnLast:
     """Lets a writer's adapter act on the last columns of a pass only; the others pass the bare base.
 
-    What that needs is looked up once: a short prompt's pass is over in a few hundred calls of these forwards.
+    Which modules that needs is looked up once: a short prompt's pass is over in a few hundred calls of these forwards.
     """
 
     def __init__(self, writer: nn.Module) -> None:
@@ -122,7 +122,7 @@ class AdapterOnLast:
             result: Tensor = base(x)
             updated = result[:, -self._columns :]
             for a, b, scaling in terms:
-                down, up = a.weight, b.weight  # looked up in each pass: FSDP puts others in their place
+                down, up = a.weight, b.weight  # looked up in each pass, for which FSDP puts others in their place
                 update = self._tail(x, down.dtype).mm(down.t()).mm(up.t())
                 updated.add_(update.view(updated.shape), alpha=scaling)
             return result

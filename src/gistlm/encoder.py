@@ -24,9 +24,8 @@ KeyValues = list[tuple[Tensor, Tensor]]
 _NAME = "gistlm_encoder"
 
 
-class _Pass:
-    """What the attention function needs of one pass, and what it leaves behind. No dataclass: FSDP hands copies of
-    those to the layers, and what they leave in a copy is lost.
+class _Pass:  # no dataclass: FSDP hands copies of those to the layers, and what they leave in a copy is lost
+    """What the attention function needs of one pass, and what it leaves behind.
 
     visible: bool [batch, Q, K]; distances: [batch, Q, K], the key's position less the query's.
     """

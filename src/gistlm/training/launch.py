@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+from accelerate import DistributedType, PartialState
 from transformers.integrations.deepspeed import deepspeed_config
 
 from gistlm.errors import InputError
@@ -11,13 +13,26 @@ from gistlm.errors import InputError
 _FSDP = {
     "VERSION": ("2", "1"),
     "STATE_DICT_TYPE": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
+    "AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "NO_WRAP"),
     "CPU_RAM_EFFICIENT_LOADING": ("false", "false"),
+    "ACTIVATION_CHECKPOINTING": ("false", "false"),
+    "OFFLOAD_PARAMS": ("false", "false"),
 }
-"""The options of FSDP that must be so, as accelerate hands them on, and what it takes where they are not given."""
+"""The options of FSDP that gistlm is built for, as accelerate hands them on, and accelerate's own choice where one is
+not given.
+"""
+_FSDP_TORCH = "2.13"
+"""Older ones do not forget a pass that ends inside a layer, as a gist's does."""
 
 
 def check_launch() -> None:
-    """Raise `InputError` where processes share out the weights in a way that is not built."""
+    """Raise `InputError` where the launch asks for what is not built. Comes after transformers' `TrainingArguments`."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
+        raise InputError(
+            f"gistlm needs mixed_precision: no in accelerate's options, for the recipe's dtype says what is computed "
+            f"in which; got {precision}"
+        )
     if _zero_stage() == 3:
         raise InputError(
             "DeepSpeed's zero_stage 3 leaves each process a part of the weights, and gistlm saves whole ones; "
@@ -31,6 +46,13 @@ def check_launch() -> None:
             raise InputError(
                 f"with FSDP, gistlm needs fsdp_{name.lower()}: {wanted} in accelerate's options; got {given}"
             )
+    if torch.__version__ < _FSDP_TORCH:
+        raise InputError(f"with FSDP, gistlm needs torch {_FSDP_TORCH} or newer; this is {torch.__version__}")
+    if PartialState().distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise InputError(
+            "accelerate runs FSDP with several processes on accelerators alone, and here is one process, or a CPU; "
+            "launch without FSDP (--multi_gpu serves CPUs too)"
+        )
 
 
 def shares_weights() -> bool:

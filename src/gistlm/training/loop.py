@@ -76,8 +76,8 @@ class Objective(nn.Module):
         """What the run changes, by name."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
 
-    def hand_on(self) -> None:
-        """Let the checkpoint use this module's own weights: FSDP puts others in their place for every pass."""
+    def give_weights_to_checkpoint(self) -> None:
+        """Let the checkpoint use what this module has by these names now: FSDP puts others in its place for a pass."""
         for name in LEARNED:
             setattr(self.checkpoint, name, getattr(self, name))
 
@@ -90,7 +90,7 @@ class Objective(nn.Module):
 
     def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
         """The loss of one batch, given the fields of `Batch`."""
-        self.hand_on()
+        self.give_weights_to_checkpoint()
         batch = Batch(**tensors)
         self.tokens += int(sum_over_processes(torch.tensor(batch.tokens, device=batch.rests.device)))
         options = self.options
@@ -148,7 +148,7 @@ class GistTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: `Objective.load` did so."""
+        """Nothing to do: `Objective.load` has read the save."""
 
 
 def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
@@ -255,10 +255,16 @@ def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
     if not trainer.args.should_save:
         return
     if shares_weights():
+        trained = objective.checkpoint.config
         objective = Objective(create_checkpoint(config), config)
-        last = saves.last_save(Path(config.output) / "run")
-        assert last is not None, "a run ends with a save"
-        objective.load(last)
+        if objective.checkpoint.config != trained:
+            raise ModelError(
+                f"{config.start or config.base} is not what it was when the run began, and the checkpoint is written "
+                f"from it; put it back and run the same command again. Nothing was written to {config.output} but the "
+                "run's saves"
+            )
+        save = f"checkpoint-{trainer.state.global_step}"  # a run ends with one
+        objective.load(Path(config.output) / "run" / save)
     figures = {
         "config": config.to_dict(),
         "processes": trainer.args.world_size,

@@ -53,20 +53,20 @@ class Validation(TrainerCallback):
             return
         model, training = kwargs["model"], kwargs["model"].training
         model.eval()  # no dropout
-        alike = shares_weights()  # then the processes run every pass together
-        share = self.examples if alike else self.examples.share(args.process_index, args.world_size)
+        all_rows = shares_weights()  # then the processes run every pass together
+        share = self.examples if all_rows else self.examples.share(args.process_index, args.world_size)
         with outside_a_step(model):
-            model.hand_on()
-            measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks, alone=alike)}
+            model.give_weights_to_checkpoint()
+            measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks, all_rows)}
         model.train(training)
         self.history = [entry for entry in self.history if entry["step"] < state.global_step] + [measured]
         if state.is_world_process_zero:
             write_atomically(self.path, json.dumps(self.history, indent=1).encode())
 
 
-def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], alone: bool = False) -> dict[str, Any]:
-    """Means over output tokens, from `measure_rows`; of several processes, each calls it with its share of the rows, or
-    ``alone`` with all.
+def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], all_rows: bool = False) -> dict[str, Any]:
+    """Means over output tokens, from `measure_rows`. Of several processes each calls it with its share of the rows, or
+    each with ``all_rows``.
 
     Returns {"full": {"nll": ...}, "none": {"nll", "kl"}, "k=4": {"nll", "kl", "nll_gap_closed", "kl_gap_closed"}}.
     """
@@ -75,7 +75,7 @@ def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], alone: bo
     table = measure_rows(checkpoint, examples, ks)
     sums = [float(table[key].sum()) if key in table else 0.0 for key in keys]  # a process may have no rows
     every = torch.tensor([len(examples), *sums], dtype=torch.float64, device=checkpoint.reader.device)
-    rows, tokens, *totals = (every if alone else sum_over_processes(every)).tolist()
+    rows, tokens, *totals = (every if all_rows else sum_over_processes(every)).tolist()
     means: dict[str, dict[str, float]] = {}
     for (name, metric), total in zip(keys[1:], totals, strict=True):
         means.setdefault(name, {})[metric] = total / tokens
