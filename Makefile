@@ -1,5 +1,5 @@
 # Everything runs in .venv. A torch of your own choice: make setup TORCH=torch
-# Python compiles what is imported at its first import: --no-compile halves the time of setup.
+# Python compiles a module when it is first imported: --no-compile leaves out those that never are.
 # WORKERS share out the tests; each takes a core and about a gigabyte.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH  ?= torch==2.13.0

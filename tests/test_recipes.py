@@ -223,16 +223,19 @@ def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path, 
     times = {path: path.stat().st_mtime_ns for path in (plan.parent / "out").glob("*/eval.json")}
     assert len(times) == 2
     assert script("ablate.py", *asked(plan)).stdout == table
+    one = script("ablate.py", *asked(plan), "--only", "rank 4")
+    assert one.returncode == 0 and "| rank 4 |" in one.stdout and "| as it is |" not in one.stdout
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 @pytest.mark.usefixtures("table")
 def test_an_ablation_s_figures_are_never_shown_for_other_options(plan: Path) -> None:
+    written = (plan.parent / "out" / "ablations.json").read_bytes()
     other = script("ablate.py", *asked(plan), "--only", "rank 4", "--rows", 3)
     assert other.returncode == 1 and "holds a run of other options" in other.stderr
     unknown = script("ablate.py", *asked(plan), "--only", "rank 5")
     assert unknown.returncode == 1 and "has no run 'rank 5'; it has as it is, rank 4" in unknown.stderr
-    assert len(json.loads((plan.parent / "out" / "ablations.json").read_text())) == 2
+    assert (plan.parent / "out" / "ablations.json").read_bytes() == written
 
 
 def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_trained(plan: Path, tmp_path: Path) -> None:

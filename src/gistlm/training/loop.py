@@ -263,8 +263,7 @@ def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
                 f"from it; put it back and run the same command again. Nothing was written to {config.output} but the "
                 "run's saves"
             )
-        save = f"checkpoint-{trainer.state.global_step}"  # a run ends with one
-        objective.load(Path(config.output) / "run" / save)
+        objective.load(saves.save_after(Path(config.output) / "run", trainer.state.global_step))  # a run ends with one
     figures = {
         "config": config.to_dict(),
         "processes": trainer.args.world_size,

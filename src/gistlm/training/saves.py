@@ -65,6 +65,11 @@ def is_whole(save: Path) -> bool:
     return all(map(zipfile.is_zipfile, [path for kind in ("pt", "pth", "bin") for path in save.rglob(f"*.{kind}")]))
 
 
+def save_after(run: Path, step: int) -> Path:
+    """Where a run keeps the save that it makes after a step."""
+    return run / f"checkpoint-{step}"
+
+
 def step_of(save: Path) -> int:
     """The step after which a save was made."""
     return int(save.name.partition("-")[2])
