@@ -23,12 +23,13 @@ from gistlm.adapter import LoraModules
 from gistlm.base import load_base
 from gistlm.checkpoint import Checkpoint
 from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.columns import left_pad
 from gistlm.compress import encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
-from gistlm.mask import Condition
+from gistlm.mask import Condition, Part
 from gistlm.stock import CACHE
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
@@ -380,7 +381,11 @@ def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(
     gists = model.compress(prompts, 6)
     with torch.no_grad():
         of_each = torch.tensor([gist.provenance.kept for gist in gists])
-        encoded = encode_prompts(model.checkpoint, ids, torch.tensor([not gist.learned for gist in gists]))
+        encoded = encode_prompts(
+            model.checkpoint,
+            *left_pad(ids, Part.PROMPT, model.checkpoint.reader.device),
+            torch.tensor([not gist.learned for gist in gists]),
+        )
         written, _ = write_gists(model.checkpoint, encoded, learned, of_each)
     for row, gist in enumerate(gists):
         own = slice(0 if gist.learned else learned, None)

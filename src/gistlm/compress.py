@@ -73,7 +73,7 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
         elif checkpoint.adapts_columns:
             key_values, starts = one_pass(checkpoint, tokens, parts, most, kept, learned == 0)
         else:
-            encoded = encode_prompts(checkpoint, ids, learned == 0)
+            encoded = encode_prompts(checkpoint, tokens, parts, learned == 0)
             key_values, starts = write_gists(checkpoint, encoded, most, kept)[0], encoded.gist_start
     rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
     each = [None] * len(ids) if states is None else list(states)
@@ -102,19 +102,18 @@ def prompt_starts(checkpoint: Checkpoint, lengths: Tensor, all_kept: Tensor) -> 
     return torch.where(all_kept, 0, checkpoint.opening_tokens - lengths)
 
 
-def encode_prompts(checkpoint: Checkpoint, ids: Sequence[Sequence[int]], all_kept: Tensor | None = None) -> Encoded:
-    """Run prompts (token ids, opening included) through the reader as ordinary causal text.
+def encode_prompts(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, all_kept: Tensor) -> Encoded:
+    """Run left-padded prompts (ids, opening included, and `Part`s, [batch, N]) through the reader as ordinary causal
+    text, to the last layer's keys and values.
 
-    all_kept: as in `prompt_starts`; none is by default.
+    all_kept: as in `prompt_starts`.
     """
-    tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)
-    lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
-    none = torch.zeros_like(lengths, dtype=torch.bool)
-    starts = prompt_starts(checkpoint, lengths, none if all_kept is None else all_kept)
+    lengths = (parts != Part.PAD).sum(dim=1)
+    starts = prompt_starts(checkpoint, lengths, all_kept)
     positions = left_positions(parts, starts)
-    cache = DynamicCache()
+    cache = CacheOfLayers(checkpoint.architecture.layers)
     reader = checkpoint.reader.get_decoder()
-    with torch.no_grad() if checkpoint.config.recipe == Recipe.FROZEN else nullcontext():
+    with torch.no_grad() if checkpoint.config.recipe == Recipe.FROZEN else nullcontext(), suppress(PassIsOver):
         reader(tokens, attention_mask=column_mask(parts), position_ids=positions, **{CACHE: cache}, use_cache=True)
     return Encoded(key_values_of(cache), parts, positions, starts + lengths, tokens)
 
@@ -257,11 +256,12 @@ def encode_opening(checkpoint: Checkpoint) -> KeyValues:
 
 def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
     """(kv_heads, key dim, value dim) of every layer's gist, from a pass of one token."""
+    prompt = left_pad([[0]], Part.PROMPT, checkpoint.reader.device)
     with torch.no_grad():
         if checkpoint.architecture.encodes:
-            layers, _ = encode_gists(checkpoint, *left_pad([[0]], Part.PROMPT, checkpoint.reader.device), 1)
+            layers, _ = encode_gists(checkpoint, *prompt, 1)
         else:
-            layers = encode_prompts(checkpoint, [[0]]).key_values
+            layers = encode_prompts(checkpoint, *prompt, torch.tensor([False], device=prompt[0].device)).key_values
     return [(int(keys.shape[1]), int(keys.shape[3]), int(values.shape[3])) for keys, values in layers]
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny, tiny_checkpoint
 
 from gistlm import GistModel
+from gistlm.errors import InputError
 from gistlm.training.batches import Collator, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.loop import train
@@ -80,6 +81,12 @@ def test_a_recipe_trains_and_its_checkpoint_loads_and_generates(
         names = load_file(output / "adapter_model.safetensors")
         assert names and all(".encoder." in key for key in names)
         assert made["base_unchanged"] is True
+
+
+def test_a_weight_on_inputs_is_refused_for_a_model_that_predicts_none(base: str, rows: str, tmp_path: Path) -> None:
+    options = {"base": base, "data": [{"path": rows}], "output": str(tmp_path / "out"), "device": "cpu"}
+    with pytest.raises(InputError, match="an encoder-decoder model predicts no inputs; set input_weight to 0"):
+        train(parse_config({**options, "input_weight": 0.5}))
 
 
 def test_every_k_is_drawn_where_gists_are_not_nested() -> None:

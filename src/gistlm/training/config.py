@@ -32,12 +32,12 @@ _WEIGHTS = (
     "reconstruction_weight",
     "observation_weight",
 )
-_OF_FROZEN = ("distillation_weight", "input_weight", "cross_entropy_weight", "reconstruction_weight")
+_OF_FROZEN = ("distillation_weight", "input_weight", "cross_entropy_weight", "reconstruction_weight", "teacher_cache")
 _WHOLE, _SOME = Allowed(int, 1), Allowed(int, 1, optional=True)
 _WEIGHT, _FLAG = Allowed(float, 0), Allowed(bool, optional=True)
 _ALLOWED = {
     **dict.fromkeys(("base", "output"), Allowed(str)),
-    **dict.fromkeys(("start", "device", "dtype"), Allowed(str, optional=True)),
+    **dict.fromkeys(("start", "device", "dtype", "teacher_cache"), Allowed(str, optional=True)),
     **dict.fromkeys(("max_k", "steps", "batch_size", "max_tokens", "save_every"), _WHOLE),
     **dict.fromkeys(("lora_rank", "stop_after", "max_rest_tokens", "threads"), _SOME),
     **dict.fromkeys(("learning_rate", "gist_learning_rate"), _WEIGHT),
@@ -112,6 +112,8 @@ class TrainConfig:
     """frozen only: weight of the outputs' cross-entropy added to the KL."""
     full_prompt_weight: float = 0.0
     """paper only: weight of the same loss under the full prompt, so that the model goes on to answer full prompts."""
+    teacher_cache: str | None = None
+    """frozen only: a folder for what the full prompt teaches of each row: later passes and runs read it there."""
     reconstruction_weight: float = 0.0
     """frozen only: weight of the cross-entropy of the prompt's first 64 tokens, read out of the gist."""
     observation_weight: float = 0.0

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
 from gistlm.columns import KeyValues, join_key_values, key_values_of, left_positions, repeat_key_values
-from gistlm.compress import Encoded, encode_opening, prompt_starts, write_gists
+from gistlm.compress import Encoded, encode_opening, encode_prompts, prompt_starts, write_gists
 from gistlm.mask import Condition, Part
 from gistlm.observe import Watch, missed
 from gistlm.stock import CACHE
@@ -58,6 +58,11 @@ class DecoderPasses:
         kept = self.checkpoint.may_be_kept(batch.prompt_parts)[:, None]
         looks = [_of_prompts(look, at) * kept for look in watch.looks] if watch else None
         return logits, Encoded(prompt, batch.prompt_parts, of_prompts, gist_start, batch.prompts, looks)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """The encoded prompts alone."""
+        learned, _ = self.checkpoint.held(batch.prompt_parts, batch.k)
+        return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, learned == 0)
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
         """Keys and values of every row's gist and kept tokens, as many as the row with most has, and what its observers

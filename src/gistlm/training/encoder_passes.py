@@ -39,6 +39,9 @@ class EncoderPasses:
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last), None
 
+    def encode(self, batch: Batch) -> None:
+        """Nothing: see `full_prompt`."""
+
     def write(self, encoded: None, batch: Batch) -> tuple[Gists, None]:
         """Every row's gist of its own number of tokens; nothing observes an encoder."""
         return encode_gists(self.checkpoint, batch.prompts, batch.prompt_parts, batch.k), None

@@ -34,6 +34,7 @@ from gistlm.training.memory import keep_freed_memory
 from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.rows import read_rows
 from gistlm.training.start import create_checkpoint
+from gistlm.training.teacher import Teacher
 from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Objective(nn.Module):
         for name in LEARNED:
             setattr(self, name, getattr(checkpoint, name))
         self.passes = passes_of(checkpoint)
+        self.teacher = Teacher(self.passes, config.teacher_cache) if config.teacher_cache else None
         self.base_dtype = checkpoint.reader.dtype
         if config.lora_rank is None:
             checkpoint.reader.float()  # steps are smaller than a weight's last bit in half precision
@@ -100,7 +102,7 @@ class Objective(nn.Module):
                 if options.full_prompt_weight:
                     loss = loss + options.full_prompt_weight * paper_loss(self.passes, batch, Condition.POSITIVE)
                 return {"loss": loss}
-        return {"loss": frozen_loss(self.passes, batch, options.weights)}
+        return {"loss": frozen_loss(self.passes, batch, options.weights, self.teacher)}
 
 
 class GistTrainer(Trainer):

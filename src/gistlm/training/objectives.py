@@ -8,6 +8,7 @@ frozen  the same model with the full prompt teaches the model with the gist: KL 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -32,6 +33,9 @@ class Passes(Protocol):
     def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Any]:
         """Under the full prompt, and the encoded prompts, with where the rest looked if it is ``watched``."""
 
+    def encode(self, batch: Batch) -> Any:
+        """The encoded prompts alone."""
+
     def write(self, encoded: Any, batch: Batch) -> tuple[Any, Tensor | None]:
         """Gists from encoded prompts, and what their observers missed if the rest was watched."""
 
@@ -40,6 +44,10 @@ class Passes(Protocol):
 
     def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
         """The paper's form, in one pass."""
+
+
+FullPrompt = Callable[[Batch, Tensor, bool], tuple[Tensor, Any]]
+"""As `Passes.full_prompt`, given the targets' weights [batch, last]."""
 
 
 def passes_of(checkpoint: Checkpoint) -> Passes:
@@ -76,17 +84,21 @@ class Weights:
         return any((self.distillation, self.cross_entropy, self.reconstruction, self.observation))
 
 
-def frozen_loss(passes: Passes, batch: Batch, share: Weights) -> Tensor:
-    """KL of the gist's student to the full-prompt teacher, and what else ``share`` asks for."""
+def frozen_loss(passes: Passes, batch: Batch, share: Weights, teacher: FullPrompt | None = None) -> Tensor:
+    """KL of the gist's student to the full-prompt teacher, and what else ``share`` asks for.
+
+    teacher: in place of the pass under the full prompt (see `teacher.Teacher`).
+    """
     targets, weights = batch.targets(share.input)
     last = targets.shape[1]
     with torch.no_grad():
-        teacher, encoded = passes.full_prompt(batch, last, share.observation > 0)
+        watched = share.observation > 0
+        taught, encoded = teacher(batch, weights, watched) if teacher else passes.full_prompt(batch, last, watched)
     gist, missed = passes.write(encoded, batch)
     student = passes.rest(batch, gist, Condition.GIST, last)
     loss = torch.zeros((), device=student.device) if missed is None else share.observation * missed
     if share.distillation:
-        loss = loss + share.distillation * weighted_mean(divergence(teacher, student, weights), weights)
+        loss = loss + share.distillation * weighted_mean(divergence(taught, student, weights), weights)
     targets, outputs = batch.targets(0.0)
     own = (share.cross_entropy + batch.cross_entropy)[:, None].expand_as(outputs)[outputs > 0]
     if own.any():
