@@ -424,6 +424,17 @@ def test_a_run_s_draws_pass_over_all_rows_and_repeat_with_the_seed() -> None:
         assert {draw // 21 for draw in some} == {number}
         assert max(Counter(draw % 21 for draw in some).values()) == 1
     assert [draw % 21 for draw in passes[0][:8]] != [draw % 21 for draw in passes[1][:8]]
+    left_out = [set(range(21)) - {draw % 21 for draw in some} for some in passes]
+    assert left_out[0] != left_out[1], "no row is left out of every pass"
+
+
+@pytest.mark.parametrize(("rows", "most"), [(64, 1.2), (3000, 1.05)])
+def test_a_step_s_rows_are_of_like_length_in_small_and_in_large_data(rows: int, most: float) -> None:
+    lengths = [1 + 37 * row % 200 for row in range(rows)]
+    drawn = [lengths[draw % rows] for draw in Draws(lengths, 8, rows // 8, seed=0)]
+    steps = [drawn[start : start + 8] for start in range(0, len(drawn), 8)]
+    assert sum(8 * max(step) for step in steps) < most * sum(drawn)
+    assert [max(step) for step in steps] != sorted(max(step) for step in steps), "in any order"
 
 
 def test_a_row_s_k_does_not_depend_on_its_batch_and_changes_between_passes() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gistlm.columns import left_pad
 from gistlm.mask import Part
@@ -74,10 +73,15 @@ class Examples(Dataset[dict[str, Any]]):
         return made
 
 
+_GROUPED = 50
+"""Steps whose rows are drawn together, and then put near those of like length."""
+
+
 class Draws(Sampler[int]):
     """The draws of a whole run in order: pass after pass over all rows, each shuffled anew and grouped by length.
 
-    ``batch_size`` counts the rows of a step over all processes. What does not fill a step at a pass's end is left out.
+    ``batch_size`` counts the rows of a step over all processes. Of each pass, as many rows as fill no step are left
+    out, others each time.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> None:
@@ -94,10 +98,14 @@ class Draws(Sampler[int]):
         return islice(chain.from_iterable(map(self._in_pass, count())), len(self))
 
     def _in_pass(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {number}").getrandbits(63))
-        rows = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        whole_steps = len(rows) - len(rows) % self.batch_size
-        return [number * len(rows) + row for row in rows[:whole_steps]]
+        draw, size = random.Random(f"{self.seed} {number}"), self.batch_size
+        rows = draw.sample(range(len(self.lengths)), len(self.lengths) - len(self.lengths) % size)
+        steps: list[list[int]] = []
+        for start in range(0, len(rows), size * _GROUPED):
+            near = sorted(rows[start : start + size * _GROUPED], key=self.lengths.__getitem__)
+            steps += [near[place : place + size] for place in range(0, len(near), size)]
+        draw.shuffle(steps)
+        return [number * len(self.lengths) + row for step in steps for row in step]
 
 
 def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
