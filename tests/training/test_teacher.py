@@ -172,11 +172,13 @@ def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> 
     assert len([*tmp_path.glob("*/*")]) == 5
 
 
-def test_a_model_that_changes_its_logits_behind_the_head_is_refused(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint("cohere2", max_k=4)  # it has a scale
+@pytest.mark.parametrize("kind", ["cohere2", "gemma3_text"])
+def test_a_model_that_changes_its_logits_behind_the_head_is_refused(kind: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(kind, max_k=4)  # Cohere's has a scale
+    checkpoint.reader.config.final_logit_softcapping = 5.0  # read by Gemma
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     batch = collate(examples_of(checkpoint, [(30, 5, 9)]), [4])
-    with pytest.raises(UnsupportedModelError, match=r"Cohere2ForCausalLM changes its logits .* set teacher_cache to"):
+    with pytest.raises(UnsupportedModelError, match=r"ForCausalLM changes its logits .* set teacher_cache to"):
         frozen_loss(teacher.passes, batch, Weights(), teacher)
     assert not [*tmp_path.glob("*/*")]
 
