@@ -2,6 +2,7 @@
 
 Run: python benchmarks/training_speed.py --data FILE.jsonl [--base MODEL] [--steps 20] [--json OUT.json]
      python benchmarks/training_speed.py --lengths 512 24 24 --max-tokens 1024      rows of random words
+     python benchmarks/training_speed.py ... --conditions plain,paper               some of the conditions
 
 A step is everything from a padded batch to changed weights, the optimiser's work included. The conditions take turns
 at every batch; ratios are taken within batches. README.md beside this file explains every column and key. Knows
@@ -142,28 +143,22 @@ def run(options: argparse.Namespace, folder: str) -> None:
         raise InputError(f"threads must be 1 or more, got {options.threads}")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    conditions = CONDITIONS | conditions_of_kept(settings.max_k)
-    for name in [name for name in conditions if name.startswith("frozen")]:
-        conditions[name + AGAIN] = conditions[name] | {"teacher_cache": f"{folder}/{name}"}
+    conditions = chosen(all_conditions(settings.max_k, folder, options.compile), options.conditions)
     with Console(stderr=True).status("Loading a model for every condition ..."):
         objectives = {name: create(config, condition) for name, condition in conditions.items()}
-        if options.compile:
-            objectives[COMPILED] = compiled(create(config, CONDITIONS["frozen"]))
-    prompts = objectives["frozen"].checkpoint.prompts
-    rows = random_rows(settings, prompts) if settings.data is None else load_sources(config.data, config.seed)
-    batches = make_batches(config, rows, objectives["frozen"], settings.min_prompt_tokens)
-    if KEPT in objectives:
-        of_kept = make_batches(config, rows, objectives[KEPT], settings.min_prompt_tokens)
+        if COMPILED in objectives:
+            compiled(objectives[COMPILED])
+    first = next(iter(objectives.values())).checkpoint
+    rows = random_rows(settings, first.prompts) if settings.data is None else load_sources(config.data, config.seed)
+    made = {name: make_batches(config, rows, each, settings.min_prompt_tokens) for name, each in objectives.items()}
+    batches = next(iter(made.values()))
     with Console(stderr=True).status("Asking the teachers of later passes ..."):
         for objective in objectives.values():
             ask(objective, batches)
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
-        calls = {
-            name: stepper(objective, of_kept if name.startswith((KEPT, OBSERVED)) else batches, name)
-            for name, objective in objectives.items()
-        }
+        calls = {name: stepper(objective, made[name], name) for name, objective in objectives.items()}
         seconds = interleaved(calls, settings.steps)
-    reader = objectives["frozen"].checkpoint.reader
+    reader = first.reader
     figures = {
         "command": command(),
         "date": date.today().isoformat(),
@@ -179,10 +174,24 @@ def run(options: argparse.Namespace, folder: str) -> None:
     show(figures)
 
 
-def conditions_of_kept(max_k: int) -> dict[str, dict[str, Any]]:
-    """Those of gists that keep tokens, which have two or more."""
-    kept = {"recipe": Recipe.FROZEN, "kept": max_k - 1}
-    return {KEPT: kept, OBSERVED: kept | {"observers": 8, "observation_weight": 0.3}} if max_k > 1 else {}
+def all_conditions(max_k: int, folder: str, compile_too: bool) -> dict[str, dict[str, Any]]:
+    """All that can be measured. Gists that keep tokens have two or more."""
+    conditions = dict(CONDITIONS)
+    if max_k > 1:
+        conditions[KEPT] = {"recipe": Recipe.FROZEN, "kept": max_k - 1}
+        conditions[OBSERVED] = conditions[KEPT] | {"observers": 8, "observation_weight": 0.3}
+    for name in [name for name in conditions if name.startswith("frozen")]:
+        conditions[name + AGAIN] = conditions[name] | {"teacher_cache": f"{folder}/{name}"}
+    return conditions | ({COMPILED: CONDITIONS["frozen"]} if compile_too else {})
+
+
+def chosen(conditions: dict[str, dict[str, Any]], names: str | None) -> dict[str, dict[str, Any]]:
+    """Those that are named, with commas between; all by default."""
+    wanted = names.split(",") if names else list(conditions)
+    for name in wanted:
+        if name not in conditions:
+            raise InputError(f"there is no condition {name!r}; --conditions takes some of {','.join(conditions)}")
+    return {name: conditions[name] for name in conditions if name in wanted}
 
 
 def ask(objective: loop.Objective, batches: list[Fields]) -> None:
@@ -291,7 +300,7 @@ def summary(
             "target": target,
         }
         for (name, other), target in (RATIOS | {(COMPILED, "frozen"): None}).items()
-        if name in seconds
+        if name in seconds and other in seconds
     ]
     return {"tokens": sum(tokens), "conditions": conditions, "ratios": ratios}
 
@@ -334,6 +343,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the base's weights; its own by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="of the rows' order, k, initial weights and random words")
+    parser.add_argument("--conditions", help="some of the conditions, with commas between; all by default")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too; needs a C++ compiler")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()

@@ -247,6 +247,19 @@ def test_training_speed_makes_rows_of_random_words_of_given_lengths(tmp_path: Pa
         run_script("training_speed.py", "--lengths", "1", "30", "9", *sizes)
 
 
+def test_training_speed_measures_some_conditions_alone(rows: Path, tmp_path: Path) -> None:
+    base, output = save_tiny(tmp_path / "base"), tmp_path / "speed.json"
+    sizes = ["--data", str(rows), "--base", str(base), "--batch-size", "4", "--steps", "1", "--max-k", "4"]
+    run_script("training_speed.py", *sizes, "--conditions", "plain,frozen_kept_again", "--json", str(output))
+    figures = json.loads(output.read_text())
+    assert {row["condition"] for row in figures["conditions"]} == {"plain", "frozen_kept_again"}
+    assert [(row["condition"], row["against"]) for row in figures["ratios"]] == [("frozen_kept_again", "plain")]
+    with pytest.raises(
+        SystemExit, match=r"^training_speed\.py: there is no condition 'plane'; --conditions takes some"
+    ):
+        run_script("training_speed.py", *sizes, "--conditions", "plane,paper")
+
+
 def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are of these lengths, .*has 16"):
