@@ -153,8 +153,8 @@ def run(options: argparse.Namespace, folder: str) -> None:
     made = {name: make_batches(config, rows, each, settings.min_prompt_tokens) for name, each in objectives.items()}
     batches = next(iter(made.values()))
     with Console(stderr=True).status("Asking the teachers of later passes ..."):
-        for objective in objectives.values():
-            ask(objective, batches)
+        for name, objective in objectives.items():
+            ask(objective, made[name])
     with Console(stderr=True).status(f"Training {len(objectives)} conditions on {len(batches)} batches in turns ..."):
         calls = {name: stepper(objective, made[name], name) for name, objective in objectives.items()}
         seconds = interleaved(calls, settings.steps)
@@ -196,12 +196,10 @@ def chosen(conditions: dict[str, dict[str, Any]], names: str | None) -> dict[str
 
 def ask(objective: loop.Objective, batches: list[Fields]) -> None:
     """Let a condition's teacher say all that it has to, if it is kept."""
-    if objective.teacher is None:
-        return
-    share = objective.options.weights
-    with torch.no_grad():
-        for batch in (Batch(**fields) for fields in batches):
-            objective.teacher(batch, batch.targets(share.input)[1], share.observation > 0)
+    if objective.teacher is not None:
+        with torch.no_grad():
+            for batch in batches:
+                objective(**batch)
 
 
 def create(config: TrainConfig, condition: dict[str, Any]) -> loop.Objective:

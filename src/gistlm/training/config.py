@@ -105,7 +105,7 @@ class TrainConfig:
     warmup: float = 0.03
     """Share of the steps."""
     input_weight: float = 0.0
-    """frozen only: weight of an input token's KL beside an output token's 1."""
+    """frozen only, and decoder-only models: weight of an input token's KL beside an output token's 1."""
     distillation_weight: float = 1.0
     """frozen only: weight of the KL to the full-prompt model."""
     cross_entropy_weight: float = 0.0

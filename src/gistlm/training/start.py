@@ -30,7 +30,9 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
     else:
         made = _start_from(config, load_checkpoint(config.start, config.base, place, dtype))
     if config.input_weight and made.architecture.encodes:
-        raise InputError("an encoder-decoder model predicts no inputs; set input_weight to 0")
+        raise InputError(
+            f"an encoder-decoder model predicts no inputs; set input_weight to 0, got {config.input_weight}"
+        )
     made.config = replace(made.config, name=config.name or made.config.name)
     if device == "cpu":
         _use_plain_attention(made)

@@ -3,13 +3,13 @@ base, need not ask it again. Knows nothing of losses.
 
 Kept of a row are the states from which the model's head makes the logits of its targets (the logits would take as many
 times the room as a vocabulary has more entries than a state), and where its rest looked. The file's name is a hash of
-the base and the row's tokens.
+the base, the row's tokens and what is kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gistlm.compress import Encoded, gist_layers
+from gistlm.compress import gist_layers
 from gistlm.errors import InputError, UnsupportedModelError
 from gistlm.files import reason, remove_abandoned, sha256, write_atomically
 from gistlm.mask import Part
@@ -29,11 +30,13 @@ from gistlm.training.batch import Batch
 from gistlm.training.launch import shares_weights
 from gistlm.training.objectives import Passes
 
-_STATES, _LOOKS = "states", "looks"
+_STATES, _LOOKS, _DIGEST = "states", "looks", "sha256"
+_PROBE = ".writable"
+"""Written and removed when a run begins."""
 
 
 class Teacher:
-    """The full prompt's pass over a batch, of whose rows each is run once.
+    """The full prompt's pass over a batch, which is left out where all of its rows are known.
 
     Raises `InputError` where the folder cannot be written, now or later, and in the first batch `UnsupportedModelError`
     for a model that changes its logits behind the head.
@@ -42,118 +45,128 @@ class Teacher:
     def __init__(self, passes: Passes, folder: str | Path) -> None:
         self.passes = passes
         self.folder = Path(folder)
+        self._is_checked = False
         if shares_weights():
             raise InputError("with FSDP all processes must run the same passes; leave teacher_cache out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for shelf in self.folder.glob("[0-9a-f][0-9a-f]"):
                 remove_abandoned(shelf)
+            write_atomically(self.folder / _PROBE, b"")
+            (self.folder / _PROBE).unlink(missing_ok=True)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise self._unwritable(error) from error
 
     def __call__(self, batch: Batch, weights: Tensor, watched: bool) -> tuple[Tensor, Any]:
         """As `Passes.full_prompt`, for the targets whose weights [batch, last] are not zero; other logits mean nothing.
-        Takes no gradients.
+        The pass is run if one of the rows is new. Takes no gradients.
         """
-        last, counts = weights.shape[1], (weights > 0).sum(dim=1).tolist()
-        paths = [self._path(batch, row) for row in range(len(counts))]
+        counts = (weights > 0).sum(dim=1).tolist()
+        lengths = (batch.prompt_parts != Part.PAD).sum(dim=1).tolist()
+        paths = self._paths(batch, counts, watched)
         found = [
-            self._read(path, count, int(tokens) if watched else 0)
-            for path, count, tokens in zip(paths, counts, (batch.prompt_parts != Part.PAD).sum(dim=1), strict=True)
+            self._read(path, count, length if watched else None)
+            for path, count, length in zip(paths, counts, lengths, strict=True)
         ]
-        known = [row for row, tensors in enumerate(found) if tensors]
-        new = [row for row, tensors in enumerate(found) if not tensors]
-        pieces = []
-        if known:
-            pieces.append(self._recall(_rows(batch, known), last, [tensors for tensors in found if tensors]))
-        if new:
-            pieces.append(self._ask(_rows(batch, new), weights[new], watched, [paths[row] for row in new]))
-        if len(pieces) == 1:
-            return pieces[0]
-        order = torch.tensor([*known, *new], device=weights.device).argsort()
-        logits, encoded = zip(*pieces, strict=True)
-        return torch.cat(logits)[order], _joined(encoded, order)
-
-    def _ask(self, batch: Batch, weights: Tensor, watched: bool, paths: list[Path]) -> tuple[Tensor, Any]:
-        """Run the pass, and keep what it gives of every row."""
-        last = weights.shape[1]
+        known = [tensors for tensors in found if tensors]
+        if len(known) == len(found):
+            return self._recall(batch, weights.shape[1], known)
         with self._head_inputs() as inputs:
-            logits, encoded = self.passes.full_prompt(batch, last, watched)
-        states = inputs[-1]
-        if not self._is_checked:
-            self._is_checked = True
-            if not torch.equal(self._head(states)[:, -logits.shape[1] :].to(logits.dtype), logits):
-                raise UnsupportedModelError(
-                    f"{type(self.passes.checkpoint.reader).__name__} changes its logits behind its head, and "
-                    "teacher_cache keeps what goes into the head; set teacher_cache to null"
-                )
+            logits, encoded = self.passes.full_prompt(batch, weights.shape[1], watched)
+        self._check(inputs, logits)
+        states = inputs[-1].cpu()
+        looks = torch.cat([look.cpu() for look in encoded.looks], dim=1) if watched else None
         for row, path in enumerate(paths):
-            tensors = {_STATES: states[row, states.shape[1] - int((weights[row] > 0).sum()) :]}
-            if watched:
-                tokens = int((batch.prompt_parts[row] != Part.PAD).sum())
-                tensors[_LOOKS] = torch.cat([look[row] for look in encoded.looks])[:, -tokens:]
-            data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-            try:
-                write_atomically(path, data)
-            except OSError as error:
-                raise self._unwritable(error) from error
-        return _widened(logits, last), encoded
+            if found[row]:
+                continue
+            tensors = {_STATES: states[row, states.shape[1] - counts[row] :]}
+            if looks is not None:
+                tensors[_LOOKS] = looks[row, :, looks.shape[2] - lengths[row] :]
+            self._write(path, {name: tensor.contiguous() for name, tensor in tensors.items()})
+        return logits, encoded
 
-    def _recall(self, batch: Batch, last: int, found: list[dict[str, Tensor]]) -> tuple[Tensor, Any]:
+    def _recall(self, batch: Batch, last: int, known: list[dict[str, Tensor]]) -> tuple[Tensor, Any]:
         """The same from what is kept, and a pass over the prompts alone."""
-        device = batch.rests.device
-        states = torch.stack([_widened(tensors[_STATES][None], last)[0] for tensors in found]).to(device)
+        device, width = batch.rests.device, batch.prompts.shape[1]
+        padded = [F.pad(each[_STATES], (0, 0, last - len(each[_STATES]), 0)) for each in known]
         encoded = self.passes.encode(batch)
-        if _LOOKS in found[0]:
-            width = batch.prompts.shape[1]
-            looks = torch.stack([_widened(tensors[_LOOKS].T[None], width)[0].T for tensors in found]).to(device)
+        if _LOOKS in known[0]:
+            looks = torch.stack([F.pad(each[_LOOKS], (width - each[_LOOKS].shape[1], 0)) for each in known]).to(device)
             encoded = replace(encoded, looks=list(torch.split(looks, self._heads, dim=1)))
-        return self._head(states), encoded
+        return self._head(torch.stack(padded).to(device)), encoded
 
-    def _read(self, path: Path, count: int, tokens: int) -> dict[str, Tensor] | None:
-        """A row's states of ``count`` targets, and where its rest looked in a prompt of so many ``tokens`` if not 0.
+    def _check(self, inputs: list[Tensor], logits: Tensor) -> None:
+        """Once, that the head's inputs give the logits."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        made = self._head(inputs[-1])[:, -logits.shape[1] :].to(logits.dtype) if inputs else None
+        if made is None or not torch.allclose(made, logits, rtol=0, atol=0, equal_nan=True):
+            raise UnsupportedModelError(
+                f"{type(self.passes.checkpoint.reader).__name__} changes its logits behind its head, and "
+                "teacher_cache keeps what goes into the head; set teacher_cache to null"
+            )
+
+    def _read(self, path: Path, count: int, length: int | None) -> dict[str, Tensor] | None:
+        """A row's states of ``count`` targets, and where its rest looked in a prompt of ``length`` if one is given.
 
         None where there is no such file, or one that is damaged or holds something else: the row is run again.
         """
-        shapes = {_STATES: [count, self._width]} | ({_LOOKS: [sum(self._heads), tokens]} if tokens else {})
+        shapes = {_STATES: [count, self._head.weight.shape[1]]}
+        if length is not None:
+            shapes[_LOOKS] = [sum(self._heads), length]
         try:
             with safe_open(path, "pt") as file:
                 if any(file.get_slice(name).get_shape() != shape for name, shape in shapes.items()):
                     return None
                 tensors = {name: file.get_tensor(name) for name in shapes}
+                digest = (file.metadata() or {}).get(_DIGEST)
         except (OSError, SafetensorError):
             return None
-        dtypes = {_STATES: self.passes.checkpoint.reader.dtype, _LOOKS: torch.float32}
-        return tensors if all(tensor.dtype == dtypes[name] for name, tensor in tensors.items()) else None
+        dtypes = {_STATES: self._head.weight.dtype, _LOOKS: torch.float32}
+        fits = all(tensor.dtype == dtypes[name] for name, tensor in tensors.items())
+        return tensors if fits and digest == _digest(tensors) else None
 
-    def _path(self, batch: Batch, row: int) -> Path:
-        sides = (batch.prompts, batch.prompt_parts), (batch.rests, batch.rest_parts)
-        ids = [json.dumps(tokens[row][parts[row] != Part.PAD].tolist()).encode() for tokens, parts in sides]
-        name = sha256(self._model, *ids, b"%d" % batch.output_lengths[row])
-        return self.folder / name[:2] / f"{name}.safetensors"
+    def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        try:
+            write_atomically(path, save(tensors, {_DIGEST: _digest(tensors)}))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _paths(self, batch: Batch, counts: list[int], watched: bool) -> list[Path]:
+        """Each row's file: another one for each number of targets, and where the rest is watched."""
+        rows = zip(
+            *(each.tolist() for each in (batch.prompts, batch.prompt_parts, batch.rests, batch.rest_parts)),
+            batch.output_lengths.tolist(),
+            counts,
+            strict=True,
+        )
+        names = [
+            sha256(
+                self._model,
+                json.dumps([prompt[parts.count(Part.PAD) :], rest[rest_parts.count(Part.PAD) :]]).encode(),
+                json.dumps([output, count, watched]).encode(),
+            )
+            for prompt, parts, rest, rest_parts, output, count in rows
+        ]
+        return [self.folder / name[:2] / f"{name}.safetensors" for name in names]
 
     @cached_property
     def _model(self) -> bytes:
         """What the states depend on beside the row."""
         checkpoint = self.passes.checkpoint
         config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
-        known = [checkpoint.config.base_fingerprint, str(checkpoint.reader.dtype), config]
+        known = [checkpoint.config.base_fingerprint, str(checkpoint.reader.dtype), config, checkpoint.opening_tokens]
         return json.dumps(known, sort_keys=True, default=str).encode()
 
     @cached_property
     def _heads(self) -> list[int]:
-        """Key/value heads of every layer."""
+        """Key/value heads of every layer, from a pass of one token."""
         return [heads for heads, _, _ in gist_layers(self.passes.checkpoint)]
 
     @property
     def _head(self) -> Any:
         return self.passes.checkpoint.reader.get_output_embeddings()
-
-    @property
-    def _width(self) -> int:
-        return int(self._head.weight.shape[1])
-
-    _is_checked = False
 
     @contextmanager
     def _head_inputs(self) -> Iterator[list[Tensor]]:
@@ -169,33 +182,5 @@ class Teacher:
         return InputError(f"cannot write to teacher_cache {self.folder}: {reason(error)}; name another folder")
 
 
-def _rows(batch: Batch, rows: list[int]) -> Batch:
-    return Batch(**{name: tensor[rows] for name, tensor in vars(batch).items()})
-
-
-def _widened(columns: Tensor, width: int) -> Tensor:
-    """[batch, n, ...] with zeros on the left, to so many columns."""
-    missing = columns.new_zeros(len(columns), width - columns.shape[1], *columns.shape[2:])
-    return torch.cat([missing, columns], dim=1) if missing.shape[1] else columns
-
-
-def _joined(pieces: Sequence[Any], order: Tensor) -> Any:
-    """Rows encoded in pieces, in ``order`` [batch]; None where prompts are not encoded apart."""
-    if pieces[0] is None:
-        return None
-
-    def join(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(tensors))[order]
-
-    looks = None if pieces[0].looks is None else [join(each) for each in zip(*(p.looks for p in pieces), strict=True)]
-    return Encoded(
-        key_values=[
-            (join([keys for keys, _ in layer]), join([values for _, values in layer]))
-            for layer in zip(*(piece.key_values for piece in pieces), strict=True)
-        ],
-        parts=join([piece.parts for piece in pieces]),
-        positions=join([piece.positions for piece in pieces]),
-        gist_start=join([piece.gist_start for piece in pieces]),
-        tokens=join([piece.tokens for piece in pieces]),
-        looks=looks,
-    )
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return sha256(*(tensors[name].view(torch.uint8).numpy().tobytes() for name in sorted(tensors)))
