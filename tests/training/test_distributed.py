@@ -162,6 +162,7 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
 def shared(folder: Path) -> dict[str, dict[str, Any]]:
     """The figures of every recipe by two processes; and a folder "killed" with a save at step 5."""
     together = [options(folder, name, PROCESSES, f"{name} by 2") for name in RECIPES]
+    together[[*RECIPES].index("kept")]["teacher_cache"] = str(folder / "teacher")  # both read and write there
     (main, text), (other, _) = run_workers(folder, [*together, options(folder, "frozen", PROCESSES, "killed")])
     assert main == -signal.SIGKILL, text[-3000:]
     assert other != 0  # it ends by itself when it misses the main one
