@@ -26,7 +26,7 @@ from gistlm.training.decoder_passes import DecoderPasses
 from gistlm.training.loop import train
 from gistlm.training.objectives import Weights, frozen_loss, passes_of
 from gistlm.training.rows import Row
-from gistlm.training.teacher import Teacher
+from gistlm.training.teacher import Teacher, _digest
 
 CASES = [("llama", 0), ("llama", 3), ("gemma3_text", 0), ("gpt2", 0), ("gpt2", 3), ("t5", 0)]
 """Architectures, and how many of a gist's four tokens are kept."""
@@ -110,7 +110,13 @@ def shorten(path: Path) -> None:
 
 
 def change(of: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
-    return lambda path: save_file({name: of(tensor).contiguous() for name, tensor in load_file(path).items()}, path)
+    """A whole file with the digest of what is in it, as one that was written for something else."""
+
+    def changed(path: Path) -> None:
+        tensors = {name: of(tensor).contiguous() for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"sha256": _digest(tensors)})
+
+    return changed
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
@@ -193,10 +199,8 @@ def test_a_much_shorter_new_row_beside_a_known_one(tmp_path: Path) -> None:
 def test_a_base_in_bfloat16_learns_the_same_but_for_rounding(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4)
     checkpoint.reader.bfloat16()
-    teacher, batch = (
-        Teacher(passes_of(checkpoint), tmp_path),
-        collate(examples_of(checkpoint, [(30, 5, 9)] * 2), [4, 2]),
-    )
+    teacher = Teacher(passes_of(checkpoint), tmp_path)
+    batch = collate(examples_of(checkpoint, [(30, 5, 9)] * 2), [4, 2])
     first, second = (frozen_loss(teacher.passes, batch, Weights(), teacher) for _ in range(2))
     torch.testing.assert_close(first, second, atol=0, rtol=0.05)
 
