@@ -100,6 +100,7 @@ def test_a_closed_pipe_does_not_take_the_results(
     monkeypatch.setattr("gistlm.cli.eval.print_results", closed)
     real("eval", "--data", rows, "--model", checkpoint, *FAST, "--json", tmp_path / "x.json")
     assert result_file.read_results(tmp_path / "x.json")["data"]["rows"] == 4
+    assert not (tmp_path / "x.json.partial").exists()
 
 
 def test_rows_that_are_left_out_are_counted(real: Run, checkpoint: Path, rows: Path) -> None:
@@ -139,6 +140,47 @@ def test_ctrl_c_ends_with_130_and_writes_nothing(
     assert (stopped.exit_code, stopped.stdout) == (130, "")
     assert stopped.stderr.splitlines()[-1] == "interrupted"
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_run_that_was_stopped_goes_on_when_the_same_command_is_given_again(
+    real: Run, checkpoint: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["eval", "--data", rows, "--model", checkpoint, *FAST, "--json"]
+    assert real(*command, "whole.json").exit_code == 0
+    measured: list[int] = []
+    measure_batch = runner._measure_batch
+
+    def interrupt_second(*arguments: Any) -> None:
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(len(arguments[1]))
+        measure_batch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_measure_batch", interrupt_second)
+        stopped = real(*command, "x.json")
+    assert stopped.exit_code == 130
+    assert "what was measured is in x.json.partial, and the same command goes on" in stopped.stderr
+    assert not Path("x.json").exists()
+
+    monkeypatch.setattr(runner, "_measure_batch", lambda *a: (measured.append(len(a[1])), measure_batch(*a)))
+    again = real(*command, "x.json")
+    assert again.exit_code == 0 and "going on from x.json.partial" in again.stderr
+    assert measured == [2, 2]
+    assert not Path("x.json.partial").exists() and not Path("whole.json.partial").exists()
+    one, two = (json.loads(Path(name).read_text()) for name in ("x.json", "whole.json"))
+    del one["run"], two["run"]
+    assert json.dumps(one) == json.dumps(two)
+
+
+def test_a_file_that_stands_where_measured_rows_are_kept_is_left_alone(
+    real: Run, checkpoint: Path, rows: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "x.json.partial"
+    other.write_text("my notes")
+    refused = real("eval", "--data", rows, "--model", checkpoint, *FAST, "--json", tmp_path / "x.json")
+    assert "x.json.partial is another file" in error_line(refused)
+    assert other.read_text() == "my notes"
 
 
 def test_without_data_only_the_retention_probe_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.fake import FakeEngine
 from gistlm.errors import InputError
+from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, language_of
 from gistlm.evaluation.probes import (
     CODE_LENGTHS,
@@ -283,6 +285,31 @@ def test_progress_counts_answers_up_to_all_of_them() -> None:
     measure(Obedient(), [2], seed=5, limit=20, on_progress=lambda *at: seen.append(at))
     assert seen[-1] == (600, 600)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_a_stopped_probe_goes_on_with_the_kinds_that_are_missing(tmp_path: Path) -> None:
+    whole = measure(Obedient(), [2], seed=5, limit=20)
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(Obedient(), [2], seed=5, limit=20, on_progress=stop, journal=Journal(tmp_path / "x", {}))
+    engine, seen = Obedient(), list[tuple[int, int]]()
+    again = measure(engine, [2], 5, 20, lambda *at: seen.append(at), Journal(tmp_path / "x", {}))
+    assert again == whole and seen[-1] == (600, 600)
+    assert len(engine.samplings) == (len(KINDS) - 5) * 3 * 2  # three conditions, two batches a kind
+    other = Obedient()
+    measure(other, [2], 5, 19, journal=Journal(tmp_path / "x", {}))
+    assert other.samplings
+
+
+def test_kept_counts_that_cannot_be_are_counted_again(tmp_path: Path) -> None:
+    whole = measure(Obedient(), [2], seed=5, limit=20, journal=Journal(tmp_path / "x", {}))
+    content = (tmp_path / "x").read_text()
+    (tmp_path / "x").write_text(content.replace('"full": 20', '"full": 21', 1))
+    assert measure(Obedient(), [2], seed=5, limit=20, journal=Journal(tmp_path / "x", {})) == whole
 
 
 @pytest.mark.parametrize(("limit", "n"), [(1, 1), (None, PER_KIND), (10_000, PER_KIND)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 import torch
 from tiny import tiny_checkpoint
 
-from gistlm.engines.base import Request, load_engine
+from gistlm.engines.base import Completion, Request, Sampling, load_engine
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import runner
+from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.results import label, round_floats
-from gistlm.evaluation.runner import EvalConfig, Evaluation, evaluate
+from gistlm.evaluation.runner import EvalConfig, Evaluation, OnProgress, evaluate
 from gistlm.training.batches import Examples
 from gistlm.training.rows import read_rows
 from gistlm.training.validation import measure_rows
@@ -138,6 +140,96 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_digit(model: GistModel, da
     one, two = (json.dumps(round_floats(evaluate(model, data, config).results)) for _ in range(2))
     assert one == two
     assert json.dumps(round_floats(evaluate(model, data, replace(config, seed=1)).results)) != one
+
+
+class Counted(GistModel):
+    """Counts the rows that it scores and answers."""
+
+    asked = 0
+
+    def logits(self, requests: Sequence[Request], outputs: Sequence[str]) -> Iterator[torch.Tensor]:
+        self.asked += len(requests)
+        return super().logits(requests, outputs)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        self.asked += len(requests)
+        return super().complete(requests, sampling)
+
+
+def stop_after(rows: int) -> OnProgress:
+    """Ends the run, as Ctrl-C does, when that many rows are measured under the eight conditions of `FAST`."""
+
+    def stop(done: int, total: int) -> None:
+        if done >= rows * 8 * 3:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def journal(path: Path, **basis: str) -> Journal:
+    return Journal(path, basis)
+
+
+def test_a_stopped_run_goes_on_with_the_rows_that_are_missing(data: str, evaluated: Evaluation, tmp_path: Path) -> None:
+    model = Counted(tiny_checkpoint())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, FAST, stop_after(ROWS), journal(tmp_path / "x"))  # at the end of the second batch
+    model.asked = 0
+    calls: list[tuple[int, int]] = []
+    again = evaluate(model, data, FAST, lambda done, total: calls.append((done, total)), journal(tmp_path / "x"))
+    assert model.asked == 3 * 8 * 3  # the first batch held four of seven rows
+    assert calls[-1] == (ROWS * 8 * 3, ROWS * 8 * 3)
+    assert json.dumps(again.results) == json.dumps(evaluated.results)
+    assert again.answers == evaluated.answers
+    model.asked = 0
+    assert json.dumps(evaluate(model, data, FAST, None, journal(tmp_path / "x")).results) == json.dumps(again.results)
+    assert model.asked == 0
+
+
+@pytest.mark.parametrize("changed", ["config", "rows", "basis"])
+def test_what_was_measured_otherwise_is_not_taken(data: str, tmp_path: Path, changed: str) -> None:
+    model = Counted(tiny_checkpoint())
+    config = replace(FAST, generate=False)
+    evaluate(model, data, config, None, journal(tmp_path / "x", machine="one"))
+    model.asked = 0
+    if changed == "rows":
+        lines = Path(data).read_text().splitlines()
+        other = tmp_path / "rows.jsonl"
+        other.write_text("\n".join([*lines[:-1], lines[-1].replace("brief", "terse").replace("Say", "Spell")]))
+        evaluate(model, str(other), config, None, journal(tmp_path / "x", machine="one"))
+    elif changed == "config":
+        evaluate(model, data, replace(config, seed=1), None, journal(tmp_path / "x", machine="one"))
+    else:
+        evaluate(model, data, config, None, journal(tmp_path / "x", machine="two"))
+    assert model.asked == ROWS * 8
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda part: part["sums"].pop("gist@1"),
+        lambda part: part["sums"]["gist@1"].pop("kl"),
+        lambda part: part["sums"]["full"]["nll"].pop(),
+        lambda part: part["held"].update(other=[1, 1, 1, 1]),
+        lambda part: part["answers"].update(other=["", "", "", ""]),
+        lambda part: part.pop("held"),
+        lambda part: part["sums"]["full"].update(nll=["1", "1", "1", "1"]),
+        lambda part: part["sums"]["full"]["nll"].__setitem__(0, float("nan")),
+    ],
+)
+def test_kept_rows_that_do_not_fit_are_measured_again(
+    data: str, evaluated: Evaluation, tmp_path: Path, damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    model = Counted(tiny_checkpoint())
+    evaluate(model, data, FAST, None, journal(tmp_path / "x"))
+    header, first, *rest = (tmp_path / "x").read_text().splitlines()
+    piece = json.loads(first)
+    damage(piece["value"])
+    (tmp_path / "x").write_text("\n".join([header, json.dumps(piece), *rest, ""]))
+    model.asked = 0
+    again = evaluate(model, data, FAST, None, journal(tmp_path / "x"))
+    assert model.asked == 4 * 8 * 3
+    assert json.dumps(again.results) == json.dumps(evaluated.results)
 
 
 def test_all_conditions_of_one_k_hold_equal_bytes(model: GistModel, data: str) -> None:

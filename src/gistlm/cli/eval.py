@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from gistlm.cli.options import DEFAULT_MODEL, BaseOption, DeviceOption, DtypeOption, EngineOption, EngineOptions
-from gistlm.cli.show import byte_count, duration, print_table
+from gistlm.cli.results import print_results
+from gistlm.cli.show import duration
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import check_target
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine
+    from gistlm.evaluation.journal import Journal
     from gistlm.evaluation.runner import EvalConfig, Evaluation
 
 
@@ -26,9 +28,6 @@ class Judging(NamedTuple):
     url: str
     model: str
     key_env: str | None
-
-
-_CONTROLS = {"full": "full prompt", "none": "nothing"}
 
 
 def eval(
@@ -91,7 +90,8 @@ def eval(
 
     Every row is answered under the full prompt, no prompt, a gist and each baseline at every k: likelihood of the
     reference, divergence from the full prompt's model, generated answers. Without --data only the retention
-    probe runs. Two runs with one seed give the same results.
+    probe runs. Two runs with one seed give the same results. With --json a run that was stopped goes on when the
+    same command is given again.
 
     \b
     Example:
@@ -111,11 +111,12 @@ def eval(
     _use_threads(threads)
     loaded = EngineOptions(engine, model, base, device, dtype).load()
     judging = Judging(judge, judge_model, judge_key_env) if judge and judge_model else None
-    results = _measure(loaded, data, config, data is None if probe is None else probe, judging)
-    loaded.close()
-    if not examples:
-        results["examples"] = []
-    _finish(results, json, time.perf_counter() - begin)
+    with _journal(json, loaded) as journal:
+        results = _measure(loaded, data, config, data is None if probe is None else probe, judging, journal)
+        loaded.close()
+        if not examples:
+            results["examples"] = []
+        _finish(results, json, time.perf_counter() - begin, journal)
 
 
 def _check_usage(
@@ -146,8 +147,35 @@ def _use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+@contextmanager
+def _journal(json: Path | None, engine: Engine) -> Iterator[Journal | None]:
+    """Beside the results' file, until that is written: what is measured meanwhile."""
+    if json is None:
+        yield None
+        return
+    from gistlm import __version__
+    from gistlm.evaluation import describe
+    from gistlm.evaluation.journal import Journal
+
+    model = describe.model(engine.checkpoint)
+    device = str(engine.checkpoint.reader.device)
+    basis = {"gistlm": __version__, "model": model, "device": device, "machine": describe.machine()}
+    journal = Journal(f"{json}.partial", basis)
+    try:
+        yield journal
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(journal.left()) from None
+    finally:
+        journal.close()
+
+
 def _measure(
-    engine: Engine, data: str | None, config: EvalConfig, probe: bool, judging: Judging | None
+    engine: Engine,
+    data: str | None,
+    config: EvalConfig,
+    probe: bool,
+    judging: Judging | None,
+    journal: Journal | None,
 ) -> dict[str, Any]:
     """Everything that was asked for, as `results.SCHEMA` without "run"."""
     from gistlm.evaluation import describe
@@ -161,7 +189,7 @@ def _measure(
         if judging is not None:
             _try_judge(judging, config.seed)
         with _progress("measuring rows") as report:
-            measured = evaluate(engine, data, config, report)
+            measured = evaluate(engine, data, config, report, journal)
         results |= measured.results
         if judging is not None:
             try:
@@ -172,17 +200,18 @@ def _measure(
         from gistlm.evaluation import retention
 
         with _progress("probing retention") as report:
-            results["retention"] = retention.measure(engine, config.ks, config.seed, config.limit, report)
+            results["retention"] = retention.measure(engine, config.ks, config.seed, config.limit, report, journal)
     return results
 
 
-def _finish(results: dict[str, Any], path: Path | None, seconds: float) -> None:
-    """Show the results, and write them where that was asked for."""
+def _finish(results: dict[str, Any], path: Path | None, seconds: float, journal: Journal | None) -> None:
+    """Show the results, and write them where that was asked for. seconds: of this run alone."""
     import sys
 
     from gistlm.evaluation import describe
     from gistlm.evaluation.results import SCHEMA, round_floats, write_results
 
+    seconds += journal.seconds if journal is not None else 0
     results["run"] = describe.run(sys.argv[1:], seconds)
     results = {name: round_floats(results[name]) for name in SCHEMA}
     try:
@@ -190,69 +219,9 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float) -> None:
     finally:
         if path is not None:
             write_results(path, results)
+        if journal is not None:
+            journal.remove()
     print(f"measured in {duration(seconds)}" + (f"; the results are in {path}" if path is not None else ""))
-
-
-def print_results(results: dict[str, Any]) -> None:
-    """The figures as tables."""
-    conditions, data = results["conditions"], results["data"]
-    if conditions:
-        header = ["prompt as", "KV cache", "NLL", "gap closed %", "KL", "gap closed %", "top-1"]
-        cells = [
-            [
-                _label(each),
-                byte_count(each["kv_bytes"]),
-                *_gap(each, "nll"),
-                *_gap(each, "kl"),
-                _value(each, "agreement"),
-            ]
-            for each in conditions
-        ]
-        print_table(cells, header, f"references of {data['rows']} rows of {data['name']}")
-    if conditions and "rougeL" in conditions[0]["metrics"]:
-        exact = ["exact_match"] if "exact_match" in conditions[0]["metrics"] else []
-        header = ["prompt as", "ROUGE-L", "gap closed %", "to full", "answer KL", "gap closed %"]
-        cells = [
-            [_label(each), *_gap(each, "rougeL"), _value(each, "answer_rougeL"), *_gap(each, "answer_kl")]
-            + [_value(each, metric) for metric in exact]
-            for each in conditions
-        ]
-        print_table(cells, header + ["exact"] * len(exact), "generated answers")
-    if results["retention"]:
-        cells = [
-            [each["kind"], each["condition"], f"{each['correct']} of {each['n']}", f"{each['score']:.3f}"]
-            for each in results["retention"]
-        ]
-        print_table(cells, ["kind", "prompt as", "kept", "score"], "retention probe")
-    if results["judge"]:
-        columns = ("condition", "against", "wins", "ties", "losses", "win_rate")
-        cells = [[str(each[name]) for name in columns] for each in results["judge"]]
-        print_table(cells, [name.replace("_", " ") for name in columns], "judged answers")
-        if nonsense := sum(each["nonsense"] for each in results["judge"]):
-            print(f"{nonsense:,} of the judge's verdicts were none of A, B and tie, and count as ties")
-    if data["skipped"]:
-        print(f"{data['skipped']:,} rows of {data['name']} were left out: longer than --max-tokens, or than the model")
-    for name, reason in results["skipped"].items():
-        print(f"{name} was skipped: {reason}")
-
-
-def _label(condition: dict[str, Any]) -> str:
-    from gistlm.evaluation.results import label
-
-    name = label(condition["name"], condition["k"])
-    return _CONTROLS.get(name, name)
-
-
-def _value(condition: dict[str, Any], metric: str) -> str:
-    return f"{condition['metrics'][metric]['value']:.3f}"
-
-
-def _gap(condition: dict[str, Any], metric: str) -> list[str]:
-    """A metric's value, and its gap closed with the interval."""
-    figures = condition["metrics"][metric]
-    share, interval = figures["gap_closed"], figures["gap_closed_95"]
-    bounds = f" ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})" if interval and condition["k"] else ""
-    return [_value(condition, metric), "" if share is None else f"{100 * share:.0f}{bounds}"]
 
 
 @contextmanager

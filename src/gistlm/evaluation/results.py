@@ -164,6 +164,15 @@ def round_floats(value: Any) -> Any:
     return value
 
 
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a kind of `SCHEMA`."""
+    try:
+        _check(value, kind, "")
+    except DataError:
+        return False
+    return True
+
+
 def _check(value: Any, kind: Any, where: str) -> None:
     """Raise `DataError` unless the value is of a kind of `SCHEMA`."""
     if isinstance(kind, tuple):

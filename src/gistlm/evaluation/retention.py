@@ -7,13 +7,14 @@ and either right or wrong.
 from __future__ import annotations
 
 import math
-from collections import Counter
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gistlm.engines.base import Engine, Request, Sampling
 from gistlm.errors import InputError
 from gistlm.evaluation.conditions import gists_of_each_k
+from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.results import label
 
@@ -35,35 +36,57 @@ def measure(
     seed: int = 0,
     limit: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    journal: Journal | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of every kind under every condition: the list "retention" of `results.SCHEMA`.
 
     ks: numbers of gist tokens. limit: most probes of each kind, where that is less than `PER_KIND`. on_progress:
-    called with the answers that are done, and with all of them. Raises `InputError` for a k that the checkpoint
-    does not have.
+    called with the answers that are done, and with all of them. journal: keeps the scores of every kind as soon as
+    they are known, and gives back those of an earlier run. Raises `InputError` for a k that the checkpoint does not
+    have.
     """
     ks = sorted(set(ks))
     if ks and ks[0] < 1:
         raise InputError(f"k is a number of gist tokens, 1 or more; got {ks[0]}")
     probes = probe_rows(seed, PER_KIND if limit is None else min(limit, PER_KIND))
     labels = [label("full", None), label("none", None), *(label("gist", k) for k in ks)]
-    right: Counter[tuple[str, str]] = Counter()
-    done, total = 0, len(probes) * len(labels)
+    n, done, entries = len(probes) // len(KINDS), 0, list[dict[str, Any]]()
+    asked = [(probe.kind, probe.prompt, probe.input, probe.expected) for probe in probes]
+    work = journal.name(probes=asked, conditions=labels) if journal is not None else ""
+    total = len(probes) * len(labels)
+
+    def step(answers: int) -> None:
+        nonlocal done
+        done += answers
+        if on_progress is not None:
+            on_progress(done, total)
+
     for kind in KINDS:
-        own = [probe for probe in probes if probe.kind == kind]
-        sampling = Sampling(LONG_ANSWERS.get(kind, NEW_TOKENS))
-        for start in range(0, len(own), BATCH):
-            batch = own[start : start + BATCH]
-            for condition, requests in zip(labels, _requests(engine, batch, ks), strict=True):
-                answers = engine.complete(requests, sampling)
-                right[kind, condition] += sum(
-                    probe.correct(answer.text) for probe, answer in zip(batch, answers, strict=True)
-                )
-                done += len(batch)
-                if on_progress is not None:
-                    on_progress(done, total)
-    n = len(probes) // len(KINDS)
-    return [_entry(kind, condition, n, right[kind, condition]) for kind in KINDS for condition in labels]
+        right = journal.recall(f"{work} {kind}", dict.fromkeys(labels, int)) if journal is not None else None
+        if right is not None and all(0 <= count <= n for count in right.values()):
+            step(n * len(labels))
+        else:
+            begin = time.perf_counter()
+            right = _count([probe for probe in probes if probe.kind == kind], engine, ks, labels, step)
+            if journal is not None:
+                journal.keep(f"{work} {kind}", right, time.perf_counter() - begin)
+        entries += [_entry(kind, condition, n, right[condition]) for condition in labels]
+    return entries
+
+
+def _count(
+    probes: Sequence[Probe], engine: Engine, ks: Sequence[int], labels: Sequence[str], step: Callable[[int], None]
+) -> dict[str, int]:
+    """Right answers to the probes of one kind under each condition."""
+    right = dict.fromkeys(labels, 0)
+    sampling = Sampling(LONG_ANSWERS.get(probes[0].kind, NEW_TOKENS))
+    for start in range(0, len(probes), BATCH):
+        batch = probes[start : start + BATCH]
+        for condition, requests in zip(labels, _requests(engine, batch, ks), strict=True):
+            answers = engine.complete(requests, sampling)
+            right[condition] += sum(probe.correct(each.text) for probe, each in zip(batch, answers, strict=True))
+            step(len(batch))
+    return right
 
 
 def wilson(successes: float, n: int) -> list[float]:

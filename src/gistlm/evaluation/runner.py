@@ -6,8 +6,9 @@ condition is scored on them, and its own answers are compared with them and with
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
 from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
-from gistlm.evaluation.table import Table
+from gistlm.evaluation.journal import Journal
+from gistlm.evaluation.table import PART, Table
 from gistlm.evaluation.words import LLMLINGUA2
 from gistlm.training.rows import Row, check_count, read_rows
 
@@ -80,11 +82,18 @@ class Evaluation:
     """Generated answers to those rows by condition's label; empty without generation."""
 
 
-def evaluate(engine: Engine, data: str, config: EvalConfig, on_progress: OnProgress | None = None) -> Evaluation:
+def evaluate(
+    engine: Engine,
+    data: str,
+    config: EvalConfig,
+    on_progress: OnProgress | None = None,
+    journal: Journal | None = None,
+) -> Evaluation:
     """Measure every condition on a file of rows.
 
-    Raises `DataError` for rows that cannot be used, `InputError` for an impossible k, and
-    `MissingDependencyError` where answers are generated and rouge-score is missing.
+    journal: keeps every batch as soon as it is measured, and gives back those of an earlier run. Raises `DataError` for
+    rows that cannot be used, `InputError` for an impossible k, and `MissingDependencyError` where answers are generated
+    and rouge-score is missing.
     """
     checkpoint = engine.checkpoint
     for k in config.ks:
@@ -101,7 +110,7 @@ def evaluate(engine: Engine, data: str, config: EvalConfig, on_progress: OnProgr
         )
     source = Source(checkpoint, [row.prompt for row in rows], config.classifier, config.seed)
     conditions = Conditions(engine, config.ks, config.baselines, source)
-    table = measure(engine, rows, conditions, config, on_progress)
+    table = measure(engine, rows, conditions, config, on_progress, journal)
     model = describe.model(checkpoint)
     lengths = int(table.output_tokens.sum()), int(table.answer_tokens.sum())
     results = {
@@ -117,26 +126,46 @@ def evaluate(engine: Engine, data: str, config: EvalConfig, on_progress: OnProgr
 
 
 def measure(
-    engine: Engine, rows: Sequence[Row], conditions: Conditions, config: EvalConfig, on_progress: OnProgress | None
+    engine: Engine,
+    rows: Sequence[Row],
+    conditions: Conditions,
+    config: EvalConfig,
+    on_progress: OnProgress | None = None,
+    journal: Journal | None = None,
 ) -> Table:
     """Every condition on every row, in batches of rows of like length."""
-    prompts = engine.checkpoint.prompts
-    table = Table(rows, prompts, [condition.label for condition in conditions.all], config.generate)
+    table = Table(rows, engine.checkpoint.prompts, [condition.label for condition in conditions.all], config.generate)
     by_length = sorted(range(len(rows)), key=table.length)
     step = _Steps(len(rows) * len(conditions.all) * (3 if config.generate else 1), on_progress)
+    settings = {"config": asdict(config), "skipped": list(conditions.skipped), "rows": [asdict(row) for row in rows]}
+    work = journal.name(**settings) if journal is not None else ""
     for start in range(0, len(rows), config.batch_size):
         places = by_length[start : start + config.batch_size]
-        batch = [rows[place] for place in places]
-        requests = conditions.requests([row.prompt for row in batch], [row.input for row in batch])
-        for condition, asked in requests.items():
-            table.held[condition.label][places] = [request.gist.k if request.gist else 0 for request in asked]
-        outputs = [row.output for row in batch]
-        for condition, row, sums in _score(engine, requests, outputs, [*map(prompts.output_ids, outputs)], step):
-            table.add(condition.label, places[row], sums)
-        if config.generate:
-            _generate(engine, requests, places, table, config, step)
+        known = journal.recall(f"{work} {start}", PART) if journal is not None else None
+        if known is not None and table.put(places, known):
+            step(len(places) * step.total // len(rows))
+            continue
+        begin = time.perf_counter()
+        _measure_batch(engine, places, conditions, table, config, step)
+        if journal is not None:
+            journal.keep(f"{work} {start}", table.part(places), time.perf_counter() - begin)
     table.compare_answers()
     return table
+
+
+def _measure_batch(
+    engine: Engine, places: Sequence[int], conditions: Conditions, table: Table, config: EvalConfig, step: _Steps
+) -> None:
+    batch = [table.rows[place] for place in places]
+    requests = conditions.requests([row.prompt for row in batch], [row.input for row in batch])
+    for condition, asked in requests.items():
+        table.held[condition.label][places] = [request.gist.k if request.gist else 0 for request in asked]
+    outputs = [row.output for row in batch]
+    ids = [*map(engine.checkpoint.prompts.output_ids, outputs)]
+    for condition, row, sums in _score(engine, requests, outputs, ids, step):
+        table.add(condition.label, places[row], sums)
+    if config.generate:
+        _generate(engine, requests, places, table, config, step)
 
 
 def _generate(

@@ -12,11 +12,14 @@ from gistlm.evaluation import gaps, metrics
 from gistlm.evaluation.conditions import FULL, NONE, Condition
 from gistlm.evaluation.gaps import Floats
 from gistlm.evaluation.pooled import WEIGHTS
-from gistlm.evaluation.results import EXAMPLES
+from gistlm.evaluation.results import EXAMPLES, Each
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.rows import Row
 
 Ints = NDArray[np.int64]
+
+PART = {"answer_tokens": [int], "held": Each([int]), "answers": Each([str]), "sums": Each(Each([float]))}
+"""The kind of what was measured on some rows, in words of `results.SCHEMA`."""
 
 
 class Table:
@@ -47,6 +50,40 @@ class Table:
         """One row's values under the condition with that label."""
         for metric, value in values.items():
             self.sums[name].setdefault(metric, np.zeros(len(self.rows)))[place] = value
+
+    def part(self, places: Sequence[int]) -> dict[str, Any]:
+        """All that was measured on those rows, as plain values: `PART`."""
+        return {
+            "answer_tokens": self.answer_tokens[places].tolist(),
+            "held": {name: held[places].tolist() for name, held in self.held.items()},
+            "answers": {name: [answers[place] for place in places] for name, answers in self.answers.items()},
+            "sums": {
+                name: {metric: values[places].tolist() for metric, values in sums.items()}
+                for name, sums in self.sums.items()
+            },
+        }
+
+    def put(self, places: Sequence[int], part: dict[str, Any]) -> bool:
+        """Take in what `part` gave for those rows; False, and nothing changed, for a part of other rows."""
+        labels, sums = list(self.sums), part["sums"]
+        if set(sums) != set(labels) or set(part["held"]) != set(labels) or set(part["answers"]) != set(self.answers):
+            return False
+        metrics = set(sums[FULL.label])
+        columns = [part["answer_tokens"], *part["held"].values(), *part["answers"].values()]
+        columns += [values for each in sums.values() for values in each.values()]
+        if not metrics or any(set(each) != metrics for each in sums.values()):
+            return False
+        if any(len(column) != len(places) for column in columns):
+            return False
+        self.answer_tokens[places] = part["answer_tokens"]
+        for row, place in enumerate(places):
+            for name, held in part["held"].items():
+                self.held[name][place] = held[row]
+            for name, answers in part["answers"].items():
+                self.answers[name][place] = answers[row]
+            for name, each in sums.items():
+                self.add(name, place, {metric: values[row] for metric, values in each.items()})
+        return True
 
     def compare_answers(self) -> None:
         """Score all answers, once they are there: against the references and the full-prompt model's answers."""
