@@ -22,6 +22,7 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
+from gistlm.mask import Part
 from gistlm.observe import READ_AGAIN, Look, Observation, Watch, check_observable, fit, missed
 from gistlm.stock import CACHE
 from gistlm.training.batches import collate, tokenize
@@ -261,6 +262,34 @@ def test_a_model_that_is_set_to_plain_products_attends_by_them_while_it_is_watch
         assert plain.called == (attention == "eager")
     for one, other in zip(*written.values(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_what_takes_no_gradients_attends_by_torchs_own_function_and_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    checkpoint = tiny_checkpoint(max_k=14, kept=10)
+    rows = [Row("a prompt of some more words", "what?", "an answer"), Row("short", "and what is it?", "no")]
+    batch = collate([tokenize(row, checkpoint.prompts) for row in rows], [12, 2])
+    passes, plain = passes_of(checkpoint), Mock(wraps=modeling_llama.eager_attention_forward)
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", plain)
+    checkpoint.reader.set_attn_implementation("eager")
+    config = checkpoint.reader.get_decoder().config
+    with torch.no_grad():
+        logits, encoded = passes.full_prompt(batch, 3, watched)
+        alone = passes.encode(batch)
+        assert not plain.called and config._attn_implementation == "eager"
+        config.attn_logit_softcapping = 1e9  # plain products alone know it
+        same_logits, same = passes.full_prompt(batch, 3, watched)
+        assert plain.called and config._attn_implementation == "eager"
+    torch.testing.assert_close(logits, same_logits, atol=1e-5, rtol=0)
+    for tensors in (encoded, alone):
+        for one, other in zip(tensors.key_values, same.key_values, strict=True):
+            shown = (batch.prompt_parts != Part.PAD)[:, None, :, None]
+            torch.testing.assert_close(one[0] * shown, other[0] * shown, atol=1e-5, rtol=0)
+            torch.testing.assert_close(one[1] * shown, other[1] * shown, atol=1e-5, rtol=0)
+    for look, other in zip(encoded.looks or [], same.looks or [], strict=True):
+        torch.testing.assert_close(look, other, atol=1e-5, rtol=0)
 
 
 def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:

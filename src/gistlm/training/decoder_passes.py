@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ class DecoderPasses:
 
     def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Encoded]:
         """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with
-        where the rest looked if it is ``watched``.
+        where the rest looked if it is ``watched``. Takes no gradients.
         """
         h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
         parts, positions = (whole[:, h:] for whole in self._layout(batch, 0, Condition.POSITIVE))
@@ -42,7 +44,8 @@ class DecoderPasses:
         tokens, parts, positions = without_gaps(parts, torch.cat([batch.prompts, batch.rests], dim=1), parts, positions)
         cache, own = DynamicCache(), self.checkpoint.may_be_kept(parts)
         watch = Watch(parts == Part.PROMPT, own, batch.rest_parts != Part.PAD) if watched else None
-        with watch(self.checkpoint.reader.get_decoder()) if watch else nullcontext():
+        decoder = self.checkpoint.reader.get_decoder()
+        with _fused_attention(decoder), watch(decoder) if watch else nullcontext():
             logits = self.checkpoint.reader(
                 tokens,
                 attention_mask=self.checkpoint.architecture.masks(
@@ -62,7 +65,8 @@ class DecoderPasses:
     def encode(self, batch: Batch) -> Encoded:
         """The encoded prompts alone."""
         learned, _ = self.checkpoint.held(batch.prompt_parts, batch.k)
-        return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, learned == 0)
+        with _fused_attention(self.checkpoint.reader.get_decoder()):
+            return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, learned == 0)
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
         """Keys and values of every row's gist and kept tokens, as many as the row with most has, and what its observers
@@ -172,6 +176,21 @@ def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:
     order = shown.int().argsort(dim=1, stable=True)[:, shown.shape[1] - int(shown.sum(dim=1).max()) :]
     rows = torch.arange(len(parts), device=parts.device)[:, None]
     return [each[rows, order] for each in columns]
+
+
+@contextmanager
+def _fused_attention(decoder: Any) -> Iterator[None]:
+    """Meanwhile torch's own attention in place of plain products, which on CPUs are faster backward only (see `start`).
+    Where plain products alone do all that the model asks of attention, they stay.
+    """
+    config = decoder.config
+    own = config._attn_implementation
+    if own == "eager" and decoder._supports_sdpa and not getattr(config, "attn_logit_softcapping", None):
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def _prompt_columns(batch: Batch, width: int) -> Tensor:
