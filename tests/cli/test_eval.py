@@ -1,12 +1,14 @@
-"""`gistlm eval`: tables and a whole result file from rows; errors in one sentence; Ctrl-C leaves nothing behind."""
+"""`gistlm eval`: tables and a whole result file from rows; errors in one sentence; a stopped run goes on."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli.running import Process, Run, error_line
 
+from gistlm.errors import DataError
 from gistlm.evaluation import judge, retention, runner
 from gistlm.evaluation import results as result_file
 
@@ -129,7 +131,7 @@ def test_an_engine_without_a_checkpoint_is_one_sentence(fake: Run, rows: Path) -
     assert "holds no checkpoint" in error_line(fake("eval", "--data", rows))
 
 
-def test_ctrl_c_ends_with_130_and_writes_nothing(
+def test_ctrl_c_before_anything_is_measured_leaves_no_file(
     real: Run, checkpoint: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupt(*arguments: Any, **options: Any) -> None:
@@ -139,7 +141,7 @@ def test_ctrl_c_ends_with_130_and_writes_nothing(
     stopped = real("eval", "--data", rows, "--model", checkpoint, *FAST, "--json", tmp_path / "x.json")
     assert (stopped.exit_code, stopped.stdout) == (130, "")
     assert stopped.stderr.splitlines()[-1] == "interrupted"
-    assert not (tmp_path / "x.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_a_run_that_was_stopped_goes_on_when_the_same_command_is_given_again(
@@ -150,11 +152,11 @@ def test_a_run_that_was_stopped_goes_on_when_the_same_command_is_given_again(
     measured: list[int] = []
     measure_batch = runner._measure_batch
 
-    def interrupt_second(*arguments: Any) -> None:
+    def interrupt_second(*arguments: Any) -> Any:
         if len(measured) == 1:
             raise KeyboardInterrupt
         measured.append(len(arguments[1]))
-        measure_batch(*arguments)
+        return measure_batch(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_measure_batch", interrupt_second)
@@ -163,14 +165,34 @@ def test_a_run_that_was_stopped_goes_on_when_the_same_command_is_given_again(
     assert "what was measured is in x.json.partial, and the same command goes on" in stopped.stderr
     assert not Path("x.json").exists()
 
-    monkeypatch.setattr(runner, "_measure_batch", lambda *a: (measured.append(len(a[1])), measure_batch(*a)))
+    kept = Path("x.json.partial").read_text().splitlines()
+    kept[1] = re.sub(r'"seconds": [0-9.e-]+', '"seconds": 5000.5', kept[1])
+    Path("x.json.partial").write_text("\n".join([*kept, ""]))
+    monkeypatch.setattr(runner, "_measure_batch", lambda *a: measured.append(len(a[1])) or measure_batch(*a))
     again = real(*command, "x.json")
     assert again.exit_code == 0 and "going on from x.json.partial" in again.stderr
     assert measured == [2, 2]
     assert not Path("x.json.partial").exists() and not Path("whole.json.partial").exists()
     one, two = (json.loads(Path(name).read_text()) for name in ("x.json", "whole.json"))
-    del one["run"], two["run"]
+    assert one.pop("run")["seconds"] > 5000.5
+    del two["run"]
     assert json.dumps(one) == json.dumps(two)
+
+
+def test_results_that_cannot_be_written_are_kept_and_said_where(
+    real: Run, checkpoint: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise DataError("cannot write the results")
+
+    monkeypatch.setattr(result_file, "write_results", full)
+    failed = real("eval", "--data", rows, "--model", checkpoint, *FAST, "--json", "x.json")
+    assert failed.exit_code == 1
+    assert failed.stderr.splitlines()[-2:] == [
+        "what was measured is in x.json.partial, and the same command goes on from there",
+        "error: cannot write the results",
+    ]
+    assert Path("x.json.partial").exists()
 
 
 def test_a_file_that_stands_where_measured_rows_are_kept_is_left_alone(

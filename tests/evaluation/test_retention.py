@@ -295,21 +295,30 @@ def test_a_stopped_probe_goes_on_with_the_kinds_that_are_missing(tmp_path: Path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(Obedient(), [2], seed=5, limit=20, on_progress=stop, journal=Journal(tmp_path / "x", {}))
+        kept(Obedient(), tmp_path / "x", 20, stop)
     engine, seen = Obedient(), list[tuple[int, int]]()
-    again = measure(engine, [2], 5, 20, lambda *at: seen.append(at), Journal(tmp_path / "x", {}))
-    assert again == whole and seen[-1] == (600, 600)
+    assert kept(engine, tmp_path / "x", 20, lambda *at: seen.append(at)) == whole
+    assert seen[-1] == (600, 600)
     assert len(engine.samplings) == (len(KINDS) - 5) * 3 * 2  # three conditions, two batches a kind
     other = Obedient()
-    measure(other, [2], 5, 19, journal=Journal(tmp_path / "x", {}))
-    assert other.samplings
+    kept(other, tmp_path / "x", 19)
+    assert len(other.samplings) == len(KINDS) * 3 * 2
+
+
+def kept(engine: Obedient, path: Path, limit: int, on_progress: Any = None) -> list[dict[str, Any]]:
+    """What `measure` gives when the scores of every kind are kept in that file."""
+    journal = Journal(path, {})
+    try:
+        return measure(engine, [2], 5, limit, on_progress, journal)
+    finally:
+        journal.close()
 
 
 def test_kept_counts_that_cannot_be_are_counted_again(tmp_path: Path) -> None:
-    whole = measure(Obedient(), [2], seed=5, limit=20, journal=Journal(tmp_path / "x", {}))
+    whole = kept(Obedient(), tmp_path / "x", 20)
     content = (tmp_path / "x").read_text()
     (tmp_path / "x").write_text(content.replace('"full": 20', '"full": 21', 1))
-    assert measure(Obedient(), [2], seed=5, limit=20, journal=Journal(tmp_path / "x", {})) == whole
+    assert kept(Obedient(), tmp_path / "x", 20) == whole
 
 
 @pytest.mark.parametrize(("limit", "n"), [(1, 1), (None, PER_KIND), (10_000, PER_KIND)])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from gistlm.cli.options import DEFAULT_MODEL, BaseOption, DeviceOption, DtypeOption, EngineOption, EngineOptions
+from gistlm.cli.outcome import say
 from gistlm.cli.results import print_results
 from gistlm.cli.show import duration
 from gistlm.errors import GistlmError, InputError
@@ -116,7 +117,7 @@ def eval(
         loaded.close()
         if not examples:
             results["examples"] = []
-        _finish(results, json, time.perf_counter() - begin, journal)
+        _finish(results, json, time.perf_counter() - begin + journal.seconds, journal)
 
 
 def _check_usage(
@@ -148,23 +149,21 @@ def _use_threads(threads: int | None) -> None:
 
 
 @contextmanager
-def _journal(json: Path | None, engine: Engine) -> Iterator[Journal | None]:
+def _journal(json: Path | None, engine: Engine) -> Iterator[Journal]:
     """Beside the results' file, until that is written: what is measured meanwhile."""
-    if json is None:
-        yield None
-        return
-    from gistlm import __version__
     from gistlm.evaluation import describe
     from gistlm.evaluation.journal import Journal
 
-    model = describe.model(engine.checkpoint)
-    device = str(engine.checkpoint.reader.device)
-    basis = {"gistlm": __version__, "model": model, "device": device, "machine": describe.machine()}
-    journal = Journal(f"{json}.partial", basis)
+    journal = Journal(None, {}) if json is None else Journal(f"{json}.partial", describe.basis(engine))
     try:
         yield journal
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(journal.left()) from None
+        left = journal.when_stopped()
+        raise KeyboardInterrupt(f"interrupted; {left}" if left else "interrupted") from None
+    except Exception:
+        if left := journal.when_stopped():
+            say(left)
+        raise
     finally:
         journal.close()
 
@@ -175,7 +174,7 @@ def _measure(
     config: EvalConfig,
     probe: bool,
     judging: Judging | None,
-    journal: Journal | None,
+    journal: Journal,
 ) -> dict[str, Any]:
     """Everything that was asked for, as `results.SCHEMA` without "run"."""
     from gistlm.evaluation import describe
@@ -204,14 +203,13 @@ def _measure(
     return results
 
 
-def _finish(results: dict[str, Any], path: Path | None, seconds: float, journal: Journal | None) -> None:
-    """Show the results, and write them where that was asked for. seconds: of this run alone."""
+def _finish(results: dict[str, Any], path: Path | None, seconds: float, journal: Journal) -> None:
+    """Show the results, and write them where that was asked for."""
     import sys
 
     from gistlm.evaluation import describe
     from gistlm.evaluation.results import SCHEMA, round_floats, write_results
 
-    seconds += journal.seconds if journal is not None else 0
     results["run"] = describe.run(sys.argv[1:], seconds)
     results = {name: round_floats(results[name]) for name in SCHEMA}
     try:
@@ -219,7 +217,6 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float, journal:
     finally:
         if path is not None:
             write_results(path, results)
-        if journal is not None:
             journal.remove()
     print(f"measured in {duration(seconds)}" + (f"; the results are in {path}" if path is not None else ""))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+import gistlm
 from gistlm.checkpoint import Checkpoint
 from gistlm.compress import compress
 from gistlm.evaluation.results import SCHEMA
@@ -21,6 +23,7 @@ from gistlm.files import sha256
 from gistlm.training.rows import Row
 
 if TYPE_CHECKING:
+    from gistlm.engines.base import Engine
     from gistlm.evaluation.runner import EvalConfig
 
 
@@ -80,6 +83,22 @@ def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "machine": machine(),
         "seconds": seconds,
+    }
+
+
+def basis(engine: Engine) -> dict[str, Any]:
+    """What all figures of an engine depend on beside rows and settings: a `journal.Journal`'s basis."""
+    checkpoint = engine.checkpoint
+    device = checkpoint.reader.device
+    config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
+    code = sorted(Path(gistlm.__file__).parent.rglob("*.py"))
+    return {
+        "engine": type(engine).__name__,
+        "model": model(checkpoint),
+        "config": json.dumps(config, sort_keys=True, default=str),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "machine": machine(),
+        "code": sha256(*(path.read_bytes() for path in code)),
     }
 
 

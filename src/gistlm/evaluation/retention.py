@@ -7,8 +7,7 @@ and either right or wrong.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gistlm.engines.base import Engine, Request, Sampling
@@ -16,7 +15,8 @@ from gistlm.errors import InputError
 from gistlm.evaluation.conditions import gists_of_each_k
 from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
-from gistlm.evaluation.results import label
+from gistlm.evaluation.progress import OnProgress, Progress
+from gistlm.evaluation.results import is_of, label
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""
@@ -35,7 +35,7 @@ def measure(
     ks: Sequence[int],
     seed: int = 0,
     limit: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
     journal: Journal | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of every kind under every condition: the list "retention" of `results.SCHEMA`.
@@ -50,32 +50,27 @@ def measure(
         raise InputError(f"k is a number of gist tokens, 1 or more; got {ks[0]}")
     probes = probe_rows(seed, PER_KIND if limit is None else min(limit, PER_KIND))
     labels = [label("full", None), label("none", None), *(label("gist", k) for k in ks)]
-    n, done, entries = len(probes) // len(KINDS), 0, list[dict[str, Any]]()
+    journal = journal or Journal(None, {})
     asked = [(probe.kind, probe.prompt, probe.input, probe.expected) for probe in probes]
-    work = journal.name(probes=asked, conditions=labels) if journal is not None else ""
-    total = len(probes) * len(labels)
-
-    def step(answers: int) -> None:
-        nonlocal done
-        done += answers
-        if on_progress is not None:
-            on_progress(done, total)
-
-    for kind in KINDS:
-        right = journal.recall(f"{work} {kind}", dict.fromkeys(labels, int)) if journal is not None else None
-        if right is not None and all(0 <= count <= n for count in right.values()):
-            step(n * len(labels))
-        else:
-            begin = time.perf_counter()
-            right = _count([probe for probe in probes if probe.kind == kind], engine, ks, labels, step)
-            if journal is not None:
-                journal.keep(f"{work} {kind}", right, time.perf_counter() - begin)
+    work = journal.name(probes=asked, conditions=labels)
+    n, entries = len(probes) // len(KINDS), list[dict[str, Any]]()
+    progress = Progress(len(probes) * len(labels), on_progress)
+    for place, kind in enumerate(KINDS, 1):
+        own = [probe for probe in probes if probe.kind == kind]
+        right = journal.measured(
+            f"{work} {kind}",
+            lambda counts: (
+                is_of(counts, dict.fromkeys(labels, int)) and all(0 <= each <= n for each in counts.values())
+            ),
+            lambda own=own: _count(own, engine, ks, labels, progress),  # type: ignore[misc]
+        )
+        progress.reach(place * n * len(labels))
         entries += [_entry(kind, condition, n, right[condition]) for condition in labels]
     return entries
 
 
 def _count(
-    probes: Sequence[Probe], engine: Engine, ks: Sequence[int], labels: Sequence[str], step: Callable[[int], None]
+    probes: Sequence[Probe], engine: Engine, ks: Sequence[int], labels: Sequence[str], step: Progress
 ) -> dict[str, int]:
     """Right answers to the probes of one kind under each condition."""
     right = dict.fromkeys(labels, 0)

@@ -6,8 +6,7 @@ condition is scored on them, and its own answers are compared with them and with
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,12 +20,10 @@ from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
 from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
 from gistlm.evaluation.journal import Journal
-from gistlm.evaluation.table import PART, Table
+from gistlm.evaluation.progress import OnProgress, Progress
+from gistlm.evaluation.table import Table
 from gistlm.evaluation.words import LLMLINGUA2
 from gistlm.training.rows import Row, check_count, read_rows
-
-OnProgress = Callable[[int, int], None]
-"""Called with the units of work that are done, and with all of them."""
 
 MAX_LOGITS = 1 << 26
 """Numbers in the largest table of log-probabilities that is kept for comparison (256 MiB)."""
@@ -91,7 +88,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure every condition on a file of rows.
 
-    journal: keeps every batch as soon as it is measured, and gives back those of an earlier run. Raises `DataError` for
+    journal: keeps every batch as soon as it is measured, and gives back those of an earlier run; its basis is
+    `describe.basis(engine)`. Raises `DataError` for
     rows that cannot be used, `InputError` for an impossible k, and `MissingDependencyError` where answers are generated
     and rouge-score is missing.
     """
@@ -134,28 +132,29 @@ def measure(
     journal: Journal | None = None,
 ) -> Table:
     """Every condition on every row, in batches of rows of like length."""
+    journal = journal or Journal(None, {})
     table = Table(rows, engine.checkpoint.prompts, [condition.label for condition in conditions.all], config.generate)
     by_length = sorted(range(len(rows)), key=table.length)
-    step = _Steps(len(rows) * len(conditions.all) * (3 if config.generate else 1), on_progress)
+    units = len(conditions.all) * (3 if config.generate else 1)
+    progress = Progress(len(rows) * units, on_progress)
     settings = {"config": asdict(config), "skipped": list(conditions.skipped), "rows": [asdict(row) for row in rows]}
-    work = journal.name(**settings) if journal is not None else ""
+    work = journal.name(**settings)
     for start in range(0, len(rows), config.batch_size):
         places = by_length[start : start + config.batch_size]
-        known = journal.recall(f"{work} {start}", PART) if journal is not None else None
-        if known is not None and table.put(places, known):
-            step(len(places) * step.total // len(rows))
-            continue
-        begin = time.perf_counter()
-        _measure_batch(engine, places, conditions, table, config, step)
-        if journal is not None:
-            journal.keep(f"{work} {start}", table.part(places), time.perf_counter() - begin)
+        journal.measured(
+            f"{work} {start}",
+            lambda part, places=places: table.put(places, part),  # type: ignore[misc]
+            lambda places=places: _measure_batch(engine, places, conditions, table, config, progress),  # type: ignore[misc]
+        )
+        progress.reach((start + len(places)) * units)
     table.compare_answers()
     return table
 
 
 def _measure_batch(
-    engine: Engine, places: Sequence[int], conditions: Conditions, table: Table, config: EvalConfig, step: _Steps
-) -> None:
+    engine: Engine, places: Sequence[int], conditions: Conditions, table: Table, config: EvalConfig, step: Progress
+) -> dict[str, Any]:
+    """Every condition on the rows at those places of the table; what `Table.part` gives of them."""
     batch = [table.rows[place] for place in places]
     requests = conditions.requests([row.prompt for row in batch], [row.input for row in batch])
     for condition, asked in requests.items():
@@ -166,6 +165,7 @@ def _measure_batch(
         table.add(condition.label, places[row], sums)
     if config.generate:
         _generate(engine, requests, places, table, config, step)
+    return table.part(places)
 
 
 def _generate(
@@ -174,7 +174,7 @@ def _generate(
     places: Sequence[int],
     table: Table,
     config: EvalConfig,
-    step: _Steps,
+    step: Progress,
 ) -> None:
     """Answers under every condition, and every condition's scores on the full-prompt model's answers."""
     answers, targets = list[str](), list[list[int]]()
@@ -199,7 +199,7 @@ def _score(
     requests: dict[Condition, list[Request]],
     outputs: Sequence[str],
     targets: Sequence[list[int]],
-    step: _Steps,
+    step: Progress,
 ) -> Iterator[tuple[Condition, int, dict[str, float]]]:
     """(condition, row, sums over the row's targets) under teacher forcing; a few rows' distributions at a time."""
     checkpoint = engine.checkpoint
@@ -233,19 +233,6 @@ def _chunks(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         chunk.append(row)
     if chunk:
         yield chunk
-
-
-class _Steps:
-    """Counts work for a progress callback."""
-
-    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
-        self.done, self.total, self.on_progress = 0, total, on_progress
-        self(0)
-
-    def __call__(self, units: int) -> None:
-        self.done += units
-        if self.on_progress is not None:
-            self.on_progress(self.done, self.total)
 
 
 def _fits(engine: Engine, row: Row, config: EvalConfig) -> bool:

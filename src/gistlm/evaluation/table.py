@@ -12,7 +12,7 @@ from gistlm.evaluation import gaps, metrics
 from gistlm.evaluation.conditions import FULL, NONE, Condition
 from gistlm.evaluation.gaps import Floats
 from gistlm.evaluation.pooled import WEIGHTS
-from gistlm.evaluation.results import EXAMPLES, Each
+from gistlm.evaluation.results import EXAMPLES, Each, is_of
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.rows import Row
 
@@ -63,17 +63,17 @@ class Table:
             },
         }
 
-    def put(self, places: Sequence[int], part: dict[str, Any]) -> bool:
-        """Take in what `part` gave for those rows; False, and nothing changed, for a part of other rows."""
-        labels, sums = list(self.sums), part["sums"]
-        if set(sums) != set(labels) or set(part["held"]) != set(labels) or set(part["answers"]) != set(self.answers):
+    def put(self, places: Sequence[int], part: Any) -> bool:
+        """Take in what `part` gave for those rows; False, and nothing changed, for anything else."""
+        if not is_of(part, PART):
             return False
-        metrics = set(sums[FULL.label])
+        sums, labels = part["sums"], set(self.sums)
+        if set(sums) != labels or set(part["held"]) != labels or set(part["answers"]) != set(self.answers):
+            return False
+        metrics = {metric for metric in WEIGHTS if self.answers or not metric.startswith("answer_")}
         columns = [part["answer_tokens"], *part["held"].values(), *part["answers"].values()]
         columns += [values for each in sums.values() for values in each.values()]
-        if not metrics or any(set(each) != metrics for each in sums.values()):
-            return False
-        if any(len(column) != len(places) for column in columns):
+        if any(set(each) != metrics for each in sums.values()) or any(len(each) != len(places) for each in columns):
             return False
         self.answer_tokens[places] = part["answer_tokens"]
         for row, place in enumerate(places):

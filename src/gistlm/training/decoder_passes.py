@@ -36,7 +36,7 @@ class DecoderPasses:
 
     def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Encoded]:
         """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with
-        where the rest looked if it is ``watched``. Takes no gradients.
+        where the rest looked if it is ``watched``.
         """
         h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
         parts, positions = (whole[:, h:] for whole in self._layout(batch, 0, Condition.POSITIVE))
@@ -44,12 +44,12 @@ class DecoderPasses:
         tokens, parts, positions = without_gaps(parts, torch.cat([batch.prompts, batch.rests], dim=1), parts, positions)
         cache, own = DynamicCache(), self.checkpoint.may_be_kept(parts)
         watch = Watch(parts == Part.PROMPT, own, batch.rest_parts != Part.PAD) if watched else None
-        decoder = self.checkpoint.reader.get_decoder()
-        with _fused_attention(decoder), watch(decoder) if watch else nullcontext():
-            logits = self.checkpoint.reader(
+        reader = self.checkpoint.reader
+        with _fused_attention(reader), watch(reader.get_decoder()) if watch else nullcontext():
+            logits = reader(
                 tokens,
                 attention_mask=self.checkpoint.architecture.masks(
-                    parts, positions, parts.shape[1], self.checkpoint.reader.dtype, Condition.POSITIVE
+                    parts, positions, parts.shape[1], reader.dtype, Condition.POSITIVE
                 ),
                 position_ids=positions,
                 **{CACHE: cache},
@@ -65,7 +65,7 @@ class DecoderPasses:
     def encode(self, batch: Batch) -> Encoded:
         """The encoded prompts alone."""
         learned, _ = self.checkpoint.held(batch.prompt_parts, batch.k)
-        with _fused_attention(self.checkpoint.reader.get_decoder()):
+        with _fused_attention(self.checkpoint.reader):
             return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, learned == 0)
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
@@ -179,13 +179,14 @@ def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def _fused_attention(decoder: Any) -> Iterator[None]:
-    """Meanwhile torch's own attention in place of plain products, which on CPUs are faster backward only (see `start`).
-    Where plain products alone do all that the model asks of attention, they stay.
+def _fused_attention(model: Any) -> Iterator[None]:
+    """Meanwhile, where no gradients are taken on a CPU, torch's own attention in place of plain products, which are
+    faster backward only (`start._use_plain_attention`). A cap on the scores is known to plain products alone.
     """
-    config = decoder.config
+    config = model.get_decoder().config
     own = config._attn_implementation
-    if own == "eager" and decoder._supports_sdpa and not getattr(config, "attn_logit_softcapping", None):
+    slow = own == "eager" and model.device.type == "cpu" and not torch.is_grad_enabled()
+    if slow and model._supports_sdpa and not getattr(config, "attn_logit_softcapping", None):
         config._attn_implementation = "sdpa"
     try:
         yield
