@@ -14,7 +14,7 @@ from tiny import tiny_checkpoint
 from gistlm.engines.base import Completion, Request, Sampling, load_engine
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import DataError, InputError
-from gistlm.evaluation import runner
+from gistlm.evaluation import describe, runner
 from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.results import label, round_floats
 from gistlm.evaluation.runner import EvalConfig, Evaluation, OnProgress, evaluate
@@ -191,6 +191,18 @@ def test_a_stopped_run_goes_on_with_the_rows_that_are_missing(data: str, evaluat
     model.asked = 0
     assert json.dumps(kept(model, data, FAST, tmp_path / "x").results) == json.dumps(again.results)
     assert model.asked == 0
+
+
+def test_the_basis_knows_the_models_configuration_and_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = GistModel(tiny_checkpoint())
+    before = describe.basis(model)
+    assert json.dumps(before) == json.dumps(describe.basis(GistModel(tiny_checkpoint())))
+    model.checkpoint.reader.config.rms_norm_eps = 0.5  # no weight tells
+    changed = describe.basis(model)
+    assert {name for name in before if before[name] != changed[name]} == {"config"}
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.setattr("gistlm.__file__", str(tmp_path / "__init__.py"))
+    assert describe.basis(model)["code"] != before["code"]
 
 
 @pytest.mark.parametrize("changed", ["config", "rows", "basis"])
