@@ -26,6 +26,7 @@ from tiny import save_tiny
 
 from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
 from gistlm.errors import DataError, InputError
+from gistlm.evaluation.leads import leads
 from gistlm.training.data import normalise
 from gistlm.training.rows import read_rows
 
@@ -419,19 +420,45 @@ def test_the_card_says_of_each_target_whether_it_is_met(publish: ModuleType) -> 
 
     conditions = [gist(1, 0.76, [0.74, 0.78]), gist(4, 0.9, [0.9, 0.91]), gist(16, 0.94, None)]
     probe = [
-        {"kind": kind, "condition": condition, "correct": correct}
-        for kind, right in (("format", (40, 36)), ("rule", (40, 35)), ("name", (40, 0)))
-        for condition, correct in zip(("full", "gist@8"), right, strict=True)
+        {"kind": kind, "condition": condition, "n": 50, "correct": n, "score": n / 50, "score_95": [low, 1.0]}
+        for kind, right in (("language", (30, 40)), ("format", (40, 36)), ("rule", (40, 35)), ("name", (40, 0)))
+        for condition, n, low in zip(("full", "gist@8"), right, (0.5, 0.6), strict=True)
     ]
-    lines = publish.targets(conditions, probe).splitlines()
+    found = {"rows": [], "conditions": conditions}
+    lines = publish.targets(found, conditions, probe).splitlines()
     assert [line for line in lines if line.startswith("| ") and "---" not in line][1:] == [
         "| KL gap closed, k=1 | 75% | 76% (74% to 78%) | point alone |",
         "| KL gap closed, k=4 | 90% | 90% (90% to 91%) | met |",
         "| KL gap closed, k=16 | 95% | 94% | missed |",
-        "| right answers to format probes, k=8 | 90% of the full prompt's 40 | 36 | met |",
-        "| right answers to rule probes, k=8 | 90% of the full prompt's 40 | 35 | missed |",
+        "| right answers to language probes, k=8 | 90% of the full prompt's 30 | 40/50 (60% to 100%) | met |",
+        "| right answers to format probes, k=8 | 90% of the full prompt's 40 | 36/50 (60% to 100%) | point alone |",
+        "| right answers to rule probes, k=8 | 90% of the full prompt's 40 | 35/50 (60% to 100%) | missed |",
     ]
-    assert publish.targets([], []) == ""
+    assert publish.targets({"rows": [], "conditions": []}, [], []) == ""
+
+
+def test_the_card_says_of_baselines_how_sure_the_least_lead_is_and_shows_longer_prompts_apart(
+    publish: ModuleType,
+) -> None:
+    found = measured("alpaca-unseen-bfloat16")
+    lines = publish.targets(found, found["conditions"], []).splitlines()
+    of_baselines = {line.split(" | ")[0]: line for line in lines if "every trivial baseline" in line}
+    assert len(of_baselines) == 6
+    for metric in ("nll", "kl"):
+        for k in (1, 4, 16):
+            rivals = [lead for lead in leads(found, metric) if lead.k == k and lead.rival != "selected"]
+            line = of_baselines[f"| {metric.upper()} lead over every trivial baseline, k={k}, {rivals[0].rows} rows"]
+            ahead = all(lead.standing == "ahead" for lead in rivals)
+            assert line.endswith("| met |" if ahead else "| missed |") and len(rivals) == 5
+    assert "over `last` | missed |" in of_baselines["| NLL lead over every trivial baseline, k=16, 35 rows"]
+    (longer,) = (line for line in lines if "NLL gap closed, k=16, the 35 rows of longer prompts" in line)
+    rows = [row for row in found["rows"] if row["prompt_tokens"] - found["model"]["opening_tokens"] > 16]
+    sums = {
+        name: sum(row["metrics"][name]["nll"] * row["output_tokens"] for row in rows)
+        for name in ("none", "full", "gist@16")
+    }
+    assert f"| {(sums['none'] - sums['gist@16']) / (sums['none'] - sums['full']):.0%} (" in longer
+    assert not any("k=4, the" in line for line in lines)
 
 
 def test_the_card_mixes_neither_checkpoints_nor_dtypes(publish: ModuleType, tmp_path: Path) -> None:
