@@ -90,7 +90,7 @@ def test_a_request_without_a_gist_has_the_bits_of_the_plain_model(model: GistMod
 
 def test_every_published_figure_is_the_shipped_checkpoint_s(model: GistModel) -> None:
     results = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("eval-*.json"))
-    assert len(results) == 10
+    assert len(results) == 11
     for path in results:
         measured = read_results(path)["model"]
         assert measured["adapter"] == model.checkpoint.adapter_fingerprint, path.name
