@@ -80,9 +80,15 @@ The gist's lead over each baseline, in points of the gap, paired by row, over ro
 """
 
 TARGETS = """
-What it was to reach before it was published ("point alone": the interval goes below). A trivial baseline is any but
-`selected`, which is this project's own; leads are paired by row, over rows with a prompt of more tokens than k. Of the
-probes, the full prompt's score is taken as it is.
+What it was to reach before it was published, in {dtype} ("point alone": the interval goes below). A trivial baseline is
+any but `selected`, which is this project's own; leads are paired by row, over rows with a prompt of more tokens than k.
+Of the probes, the full prompt's score is taken as it is.
+
+{table}
+"""
+
+TARGETS_AGAIN = """
+The same targets in {dtype}:
 
 {table}
 """
@@ -99,11 +105,11 @@ LIMITS = """Details of a prompt that is longer than its gist may not survive to 
 Prompts of more than 308 tokens, and prompts that are passages of text, were not measured; of the 48 system prompts 26
 are near rows that were trained on (docs/experiments.md). A kept token can be read from a gist by whoever has the base
 model. The last part of its training had English rows of up to {max_tokens} tokens, and it inherits all limits of
-its small base model. Training had rows of the probe's kinds, from other words: what it keeps of other kinds of content
-is not measured. Choices were made on the "seen" rows of Alpaca+ and on the probe of seed 0, and the last parts' data
-and draws also because of earlier parts' figures on the "unseen" ones. Measure it on your own prompts with
-`gistlm eval` and `gistlm generate --compare`. With one gist token the paper's models, of 7 and 11 billion parameters,
-close 99 and 93 % of the ROUGE-L gap on "seen" instructions and 91 and 88 % on "unseen" ones: compare the tables.
+its small base model. Training had rows of the probe's kinds: what it keeps of other kinds of content is not measured.
+Choices were made on the "seen" rows of Alpaca+ and on the probe of seed 0, and the last parts' data and draws
+also because of earlier parts' figures on the "unseen" ones. Measure it on your own prompts with `gistlm eval` and
+`gistlm generate --compare`. With one gist token the paper's models, of 7 and 11 billion parameters, close 99 and 93 %
+of the ROUGE-L gap on "seen" instructions and 91 and 88 % on "unseen" ones: compare the tables.
 Nothing was measured on the "human" split of Alpaca+. No baseline was measured by its answers or by the probe."""
 
 COLUMNS = (
@@ -233,7 +239,7 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         targets=targets(found, conditions, probe["retention"]),
         ahead=AHEAD.format(table=ahead) if (ahead := leads_table(found)) else "",
         retention=retention_table(probe["retention"]),
-        more="".join(map(section, measured.more)),
+        more="".join(section(each, measured) for each in measured.more),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
     )
 
@@ -256,8 +262,10 @@ def one_run(recipe: Path, training: dict[str, Any]) -> str:
     )
 
 
-def section(found: dict[str, Any]) -> str:
-    """Of a further result file: its tables, and how it was measured."""
+def section(found: dict[str, Any], beside: Measured) -> str:
+    """Of a further result file: its tables, the targets if they are ``beside`` it in another dtype, and how it was
+    measured.
+    """
     of, shown = [], ""
     if found["conditions"]:
         of.append(f"{found['data']['rows']} rows of {found['data']['name']}")
@@ -269,6 +277,9 @@ def section(found: dict[str, Any]) -> str:
     if found["retention"]:
         of.append("probes")
         shown += retention_table(found["retention"])
+    of_targets = found["data"]["sha256"] in ("", beside.evaluation["data"]["sha256"])
+    if of_targets and found["model"]["dtype"] != beside.evaluation["model"]["dtype"]:
+        shown += targets(found, found["conditions"], found["retention"] or [], again=True)
     head = f"In {found['model']['dtype']}, {' and '.join(of)}, seed {found['settings']['seed']}"
     return f"\n### {head}\n{shown}\n{how(found)}.\n"
 
@@ -280,8 +291,12 @@ def how(found: dict[str, Any]) -> str:
     return f"`{run['command']}` ({run['date']}, {where})"
 
 
-def targets(found: dict[str, Any], conditions: list[dict[str, Any]], probe: list[dict[str, Any]]) -> str:
-    """Which targets are met, of those that something was measured for; empty where there are none."""
+def targets(
+    found: dict[str, Any], conditions: list[dict[str, Any]], probe: list[dict[str, Any]], again: bool = False
+) -> str:
+    """Which targets are met, of those that something was measured for; empty where there are none. again: beside
+    others.
+    """
     gists = {condition["k"]: condition["metrics"] for condition in conditions if condition["name"] == "gist"}
     titles = dict(COLUMNS)
     lines = []
@@ -305,7 +320,8 @@ def targets(found: dict[str, Any], conditions: list[dict[str, Any]], probe: list
             lines.append(f"| right answers to {kind} probes, k={PROBED_K} | {of} | {probed(own)} | {judged} |")
     if not lines:
         return ""
-    return TARGETS.format(table="\n".join(["| target | wanted | measured | |", "| --- | --- | --- | --- |", *lines]))
+    table = "\n".join(["| target | wanted | measured | |", "| --- | --- | --- | --- |", *lines])
+    return (TARGETS_AGAIN if again else TARGETS).format(table=table, dtype=found["model"]["dtype"])
 
 
 def on_longer_prompts(found: dict[str, Any], metric: str, k: int) -> tuple[int, dict[str, Any]] | None:
@@ -331,11 +347,12 @@ def beaten(found: dict[str, Any]) -> list[str]:
     for name in ("nll", "kl"):
         trivial = [lead for lead in leads(found, name) if lead.rival not in OWN and lead.interval]
         for k in dict.fromkeys(lead.k for lead in trivial):
-            least = min((lead for lead in trivial if lead.k == k), key=lambda lead: lead.interval or (0.0, 0.0))
+            own = [lead for lead in trivial if lead.k == k]
+            least = min(own, key=lambda lead: lead.interval or (0.0, 0.0))
             judged = "met" if least.standing == "ahead" else "missed"
             lines.append(
-                f"| {name.upper()} lead over every trivial baseline, k={k}, {least.rows} rows | above 0 | "
-                f"{least} over `{least.rival}` | {judged} |"
+                f"| {name.upper()} lead over each of {len(own)} trivial baselines, k={k}, {least.rows} rows | above 0 "
+                f"| {least} over `{least.rival}` | {judged} |"
             )
     return lines
 

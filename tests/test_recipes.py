@@ -380,19 +380,24 @@ def results(folder: Path, *more: dict[str, Any], **other: dict[str, Any]) -> Nam
 
 def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: ModuleType) -> None:
     answers, probe, rounded = map(measured, ("alpaca-unseen-answers", "retention", "alpaca-unseen-bfloat16"))
-    assert publish.section(probe).startswith("\n### In float32, probes, seed 0\n\nThe retention probe")
-    rows = publish.section(answers)
+    beside = publish.Measured(measured("alpaca-unseen"), answers, probe, [])
+    assert publish.section(probe, beside).startswith("\n### In float32, probes, seed 0\n\nThe retention probe")
+    rows = publish.section(answers, beside)
     assert rows.startswith(f"\n### In float32, {answers['data']['rows']} rows of alpaca_plus_validation_unseen")
     assert "ROUGE-L gap closed |" in rows and "lead over" not in rows and "retention probe" not in rows
-    both = publish.section({**answers, "retention": probe["retention"]})
+    both = publish.section({**answers, "retention": probe["retention"]}, beside)
     assert "and answers of 32 tokens and probes, seed 0\n" in both
     assert "ROUGE-L gap closed |" in both and "| rule |" in both
-    with_baselines = publish.section(rounded)
+    with_baselines = publish.section(rounded, beside)
     run = rounded["run"]
     assert f"\n`{run['command']}` ({run['date']}, {run['machine']['cpu']}, threads: 1" in with_baselines
     assert "| KL gap closed | next tokens, and gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
     for metric in ("NLL", "KL"):
         assert f"| {metric}: the gist's lead over | k=1, 493 rows |" in with_baselines
+    assert "The same targets in bfloat16:" in with_baselines and "| KL gap closed, k=1 | 75% | " in with_baselines
+    assert "targets" not in publish.section(measured("alpaca-seen-bfloat16"), beside)  # the targets are of other rows
+    assert "probes, k=8 | 90% of" in publish.section(measured("retention-bfloat16"), beside)
+    assert not any("targets" in each for each in (rows, both))  # the card has them in this dtype
 
 
 def test_the_card_has_leads_where_there_are_baselines_and_further_sections(publish: ModuleType, tmp_path: Path) -> None:
@@ -424,7 +429,7 @@ def test_the_card_says_of_each_target_whether_it_is_met(publish: ModuleType) -> 
         for kind, right in (("language", (30, 40)), ("format", (40, 36)), ("rule", (40, 35)), ("name", (40, 0)))
         for condition, n, low in zip(("full", "gist@8"), right, (0.5, 0.6), strict=True)
     ]
-    found = {"rows": [], "conditions": conditions}
+    found = {"rows": [], "conditions": conditions, "model": {"dtype": "float32"}}
     lines = publish.targets(found, conditions, probe).splitlines()
     assert [line for line in lines if line.startswith("| ") and "---" not in line][1:] == [
         "| KL gap closed, k=1 | 75% | 76% (74% to 78%) | point alone |",
@@ -442,15 +447,18 @@ def test_the_card_says_of_baselines_how_sure_the_least_lead_is_and_shows_longer_
 ) -> None:
     found = measured("alpaca-unseen-bfloat16")
     lines = publish.targets(found, found["conditions"], []).splitlines()
-    of_baselines = {line.split(" | ")[0]: line for line in lines if "every trivial baseline" in line}
+    of_baselines = {line.split(" | ")[0]: line for line in lines if "trivial baselines" in line}
     assert len(of_baselines) == 6
     for metric in ("nll", "kl"):
         for k in (1, 4, 16):
             rivals = [lead for lead in leads(found, metric) if lead.k == k and lead.rival != "selected"]
-            line = of_baselines[f"| {metric.upper()} lead over every trivial baseline, k={k}, {rivals[0].rows} rows"]
+            line = of_baselines[
+                f"| {metric.upper()} lead over each of 5 trivial baselines, k={k}, {rivals[0].rows} rows"
+            ]
             ahead = all(lead.standing == "ahead" for lead in rivals)
-            assert line.endswith("| met |" if ahead else "| missed |") and len(rivals) == 5
-    assert "over `last` | missed |" in of_baselines["| NLL lead over every trivial baseline, k=16, 35 rows"]
+            least = min(rivals, key=lambda lead: lead.interval or (0.0, 0.0))
+            assert line.endswith(f"over `{least.rival}` | {'met' if ahead else 'missed'} |") and len(rivals) == 5
+    assert "over `last` | missed |" in of_baselines["| NLL lead over each of 5 trivial baselines, k=16, 35 rows"]
     (longer,) = (line for line in lines if "NLL gap closed, k=16, the 35 rows of longer prompts" in line)
     rows = [row for row in found["rows"] if row["prompt_tokens"] - found["model"]["opening_tokens"] > 16]
     sums = {

@@ -69,6 +69,7 @@ def test_wherever_a_kill_cuts_the_file_whole_pieces_count_and_more_can_follow(
 
 @pytest.mark.parametrize(
     "line", [b"", b"7", b"[]", b"{}", b'{"name": 1, "seconds": 1.0, "value": 1}', b'{"name": "a", "seconds": 1e999}',
+             b'{"name": "a", "seconds": -1.0, "value": 1}',
              b"\xff", b"[" * 100_000]
 )  # fmt: skip
 def test_a_damaged_line_is_passed_over(tmp_path: Path, line: bytes) -> None:
@@ -78,7 +79,9 @@ def test_a_damaged_line_is_passed_over(tmp_path: Path, line: bytes) -> None:
     assert run(tmp_path / "x", [NEW] * 3) == PIECES
 
 
-def test_the_file_goes_when_all_that_it_holds_is_in_the_results(tmp_path: Path) -> None:
+def test_the_file_goes_when_all_that_it_holds_is_in_the_results(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "x"
     Journal(path, BASIS).close()
     assert not path.exists()
@@ -88,8 +91,10 @@ def test_the_file_goes_when_all_that_it_holds_is_in_the_results(tmp_path: Path) 
     for place in range(2):
         journal.measured(journal.name(place=place), bool, lambda: NEW)
     assert str(path) in journal.when_stopped()
-    journal.remove()
+    with caplog.at_level(logging.INFO, "gistlm"):
+        journal.remove()
     assert path.exists() and journal.when_stopped() == ""  # the third piece is of other settings
+    assert "keeps what runs with other settings measured" in caplog.messages[-1]
     journal = Journal(path, BASIS)
     for place in range(3):
         journal.measured(journal.name(place=place), lambda value: True, lambda: NEW)
@@ -150,6 +155,30 @@ def test_a_file_that_takes_no_more_ends_the_keeping_and_not_the_work(
     journal.close()
     again = Journal(tmp_path / "x", BASIS)
     assert [again.measured(name, bool, lambda: NEW) for name in "ab"] == [1, NEW]
+
+
+def test_a_run_that_can_write_no_more_still_has_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Journal(tmp_path / "x", BASIS)
+    monkeypatch.setattr(module, "MAX_BYTES", len(HEADER))
+    first.measured("a", bool, lambda: 1)
+    with pytest.raises(InputError, match="another run is writing"):
+        Journal(tmp_path / "x", BASIS)
+    first.close()
+    assert not (tmp_path / "x").exists()  # it had no piece
+
+
+def test_a_file_that_its_last_run_deletes_while_it_is_opened_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = module.fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        (tmp_path / "x").unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    with pytest.raises(InputError, match="another run is writing"):
+        Journal(tmp_path / "x", BASIS)
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

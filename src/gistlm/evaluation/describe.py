@@ -87,15 +87,16 @@ def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def basis(engine: Engine) -> dict[str, Any]:
-    """What all figures of an engine depend on beside rows and settings: a `journal.Journal`'s basis."""
+    """By what an engine's figures are told apart, beside rows and settings: a `journal.Journal`'s basis."""
     checkpoint = engine.checkpoint
     device = checkpoint.reader.device
     config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
+    adapters = {name: each.to_dict() for name, each in getattr(checkpoint.writer, "peft_config", {}).items()}
     code = sorted(Path(gistlm.__file__).parent.rglob("*.py"))
     return {
         "engine": type(engine).__name__,
         "model": model(checkpoint),
-        "config": json.dumps(config, sort_keys=True, default=str),
+        "config": json.dumps([config, adapters], sort_keys=True, default=str),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "machine": machine(),
         "code": sha256(*(path.read_bytes() for path in code)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -47,6 +48,7 @@ class Journal:
         self._own: set[str] = set()
         """Names of the pieces in the file that this run took or wrote."""
         self._size = 0
+        self._takes_more = True
         self._file: BinaryIO | None = self._open(self.path) if self.path is not None else None
 
     def name(self, **work: Any) -> str:
@@ -75,9 +77,10 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file, unless it holds pieces of other settings: all is measured, and in the results."""
-        if self.path is not None and set(self._pieces) <= self._own:
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
+        if set(self._pieces) <= self._own:
+            self._pieces.clear()
+        else:
+            _log.info("%s keeps what runs with other settings measured; delete it if they are not to go on", self.path)
         self._own.clear()
         self.close()
 
@@ -85,7 +88,7 @@ class Journal:
         """Leave the file for a later run, if there is anything in it."""
         if self._file is None or self.path is None:
             return
-        if not self._pieces:
+        if not self._pieces:  # while the lock is held, so that the file is no other run's
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -98,7 +101,7 @@ class Journal:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise InputError(f"cannot write to {path}: {reason(error)}; name another --json") from error
         try:
-            _lock(file)
+            _lock(file, path)
             file.seek(0)
             content = file.read(MAX_BYTES + 1)
             _check(path, content)
@@ -127,13 +130,13 @@ class Journal:
                 piece = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if is_of(piece, _LINE):
+            if is_of(piece, _LINE) and piece["seconds"] >= 0:
                 self._pieces[piece["name"]] = piece
         return len(whole)
 
     def _keep(self, name: str, value: Any, seconds: float) -> None:
         """Write a piece. A full disk ends the keeping, not the work."""
-        if self._file is None:
+        if self._file is None or not self._takes_more:
             return
         piece = {"name": name, "seconds": seconds, "value": value}
         line = (json.dumps(piece) + "\n").encode()
@@ -144,17 +147,15 @@ class Journal:
             self._file.flush()
         except OSError as error:
             _log.warning("%s takes no more (%s): if stopped, what follows is measured again", self.path, reason(error))
-            with suppress(OSError):
-                self._file.close()
-            self._file = None
+            self._takes_more = False  # and the file stays open: the lock goes with it
         else:
             self._size += len(line)
             self._pieces[name] = piece
             self._own.add(name)
 
 
-def _lock(file: BinaryIO) -> None:
-    """Raise `BlockingIOError` if another process has the file; for nothing where there are no locks."""
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Raise `BlockingIOError` if another run has the file, or had it until now; never where there are no locks."""
     if fcntl is None:
         return
     try:
@@ -163,6 +164,8 @@ def _lock(file: BinaryIO) -> None:
         raise
     except OSError:  # a file system without them
         return
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise BlockingIOError
 
 
 def _check(path: Path, content: bytes) -> None:

@@ -89,9 +89,10 @@ def evaluate(
     """Measure every condition on a file of rows.
 
     journal: keeps every batch as soon as it is measured, and gives back those of an earlier run; its basis is
-    `describe.basis(engine)`. Raises `DataError` for
-    rows that cannot be used, `InputError` for an impossible k, and `MissingDependencyError` where answers are generated
-    and rouge-score is missing.
+    `describe.basis(engine)`.
+
+    Raises `DataError` for rows that cannot be used, `InputError` for an impossible k, and `MissingDependencyError`
+    where answers are generated and rouge-score is missing.
     """
     checkpoint = engine.checkpoint
     for k in config.ks:

@@ -70,10 +70,10 @@ class Table:
         sums, labels = part["sums"], set(self.sums)
         if set(sums) != labels or set(part["held"]) != labels or set(part["answers"]) != set(self.answers):
             return False
-        metrics = {metric for metric in WEIGHTS if self.answers or not metric.startswith("answer_")}
+        expected = {metric for metric in WEIGHTS if self.answers or not metric.startswith("answer_")}
         columns = [part["answer_tokens"], *part["held"].values(), *part["answers"].values()]
         columns += [values for each in sums.values() for values in each.values()]
-        if any(set(each) != metrics for each in sums.values()) or any(len(each) != len(places) for each in columns):
+        if any(set(each) != expected for each in sums.values()) or any(len(each) != len(places) for each in columns):
             return False
         self.answer_tokens[places] = part["answer_tokens"]
         for row, place in enumerate(places):
