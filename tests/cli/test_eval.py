@@ -179,6 +179,20 @@ def test_a_run_that_was_stopped_goes_on_when_the_same_command_is_given_again(
     assert json.dumps(one) == json.dumps(two)
 
 
+def test_another_process_goes_on_from_what_one_has_kept(
+    real: Run, process: Process, checkpoint: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["eval", "--data", rows, "--model", checkpoint, *FAST, "--threads", "1", "--json", tmp_path / "x.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("gistlm.cli.eval._finish", lambda *arguments: exec("raise KeyboardInterrupt"))
+        assert real(*command).exit_code == 130
+    before = (tmp_path / "x.json.partial").read_text()
+    again = process(*command, engine="transformers")
+    assert again.returncode == 0 and "going on from" in again.stderr, again.stderr
+    assert result_file.read_results(tmp_path / "x.json")["data"]["rows"] == 4
+    assert before and not (tmp_path / "x.json.partial").exists()
+
+
 def test_results_that_cannot_be_written_are_kept_and_said_where(
     real: Run, checkpoint: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

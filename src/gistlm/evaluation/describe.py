@@ -96,11 +96,16 @@ def basis(engine: Engine) -> dict[str, Any]:
     return {
         "engine": type(engine).__name__,
         "model": model(checkpoint),
-        "config": json.dumps([config, adapters], sort_keys=True, default=str),
+        "config": json.dumps([config, adapters], sort_keys=True, default=_plain),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "machine": machine(),
         "code": sha256(*(path.read_bytes() for path in code)),
     }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot say, the same in every process: a set has another order in each."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def machine() -> dict[str, Any]:
