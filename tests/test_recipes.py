@@ -213,7 +213,6 @@ def table(plan: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(900)  # four processes, one after the other, each of which imports everything
 def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path, table: str) -> None:
     figures = json.loads((plan.parent / "out" / "ablations.json").read_text())
     assert [(figure["name"], figure["changed"]) for figure in figures] == [

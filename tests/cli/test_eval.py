@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cli.running import Process, Run, error_line
@@ -184,7 +185,7 @@ def test_another_process_goes_on_from_what_one_has_kept(
 ) -> None:
     command = ["eval", "--data", rows, "--model", checkpoint, *FAST, "--threads", "1", "--json", tmp_path / "x.json"]
     with monkeypatch.context() as patch:
-        patch.setattr("gistlm.cli.eval._finish", lambda *arguments: exec("raise KeyboardInterrupt"))
+        patch.setattr("gistlm.cli.eval._finish", Mock(side_effect=KeyboardInterrupt))
         assert real(*command).exit_code == 130
     before = (tmp_path / "x.json.partial").read_text()
     again = process(*command, engine="transformers")

@@ -266,7 +266,6 @@ def under_deepspeed(folder: Path, recipe: dict[str, Any], stage: int = 2) -> sub
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
-@pytest.mark.timeout(4 * SECONDS)  # it launches two runs, and the first of them also waits for those of one process
 @pytest.mark.parametrize("name", ["kept", "paper"])
 def test_deepspeed_has_the_losses_of_one_process_and_resumes(
     name: str, folder: Path, alone: dict[str, dict[str, Any]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gistlm.engines.base import Engine, Request, Sampling
@@ -62,7 +63,7 @@ def measure(
             lambda counts: (
                 is_of(counts, dict.fromkeys(labels, int)) and all(0 <= each <= n for each in counts.values())
             ),
-            lambda own=own: _count(own, engine, ks, labels, progress),  # type: ignore[misc]
+            partial(_count, own, engine, ks, labels, progress),
         )
         progress.reach(place * n * len(labels))
         entries += [_entry(kind, condition, n, right[condition]) for condition in labels]

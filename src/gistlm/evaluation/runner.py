@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,8 +145,8 @@ def measure(
         places = by_length[start : start + config.batch_size]
         journal.measured(
             f"{work} {start}",
-            lambda part, places=places: table.put(places, part),  # type: ignore[misc]
-            lambda places=places: _measure_batch(engine, places, conditions, table, config, progress),  # type: ignore[misc]
+            partial(table.put, places),
+            partial(_measure_batch, engine, places, conditions, table, config, progress),
         )
         progress.reach((start + len(places)) * units)
     table.compare_answers()
