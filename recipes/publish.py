@@ -18,7 +18,7 @@ from typing import Any
 from gistlm.checkpoint_config import CONFIG
 from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.gaps import pooled_gap
-from gistlm.evaluation.leads import leads
+from gistlm.evaluation.leads import compressed_rows, leads
 from gistlm.evaluation.pooled import row_counts, row_sums, row_weights
 from gistlm.evaluation.results import label, read_results
 from gistlm.files import write_atomically
@@ -328,7 +328,7 @@ def on_longer_prompts(found: dict[str, Any], metric: str, k: int) -> tuple[int, 
     """How many rows have a prompt of more than k tokens, and the share of their gap that gists close; None where most
     have, so that all rows tell as much.
     """
-    rows = [row for row in found["rows"] if row["prompt_tokens"] - found["model"]["opening_tokens"] > k]
+    rows = compressed_rows(found, k)
     if 2 * len(rows) > len(found["rows"]) or len(rows) < 2 or metric not in rows[0]["metrics"]["full"]:
         return None
     none, full, gist = (row_sums(rows, metric, name) for name in ("none", "full", label("gist", k)))

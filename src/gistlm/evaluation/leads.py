@@ -41,12 +41,17 @@ class Lead:
         return f"{_points(self.share)}{interval}{'' if self.standing == 'ahead' else f', {self.standing}'}"
 
 
+def compressed_rows(values: dict[str, Any], k: int) -> list[dict[str, Any]]:
+    """A result's rows whose prompt has more than k tokens beside the opening."""
+    return [row for row in values["rows"] if row["prompt_tokens"] - values["model"]["opening_tokens"] > k]
+
+
 def leads(values: dict[str, Any], metric: str) -> list[Lead]:
     """Every gist's lead over every baseline of the same k, by k; empty without a gap or rows that a gist compresses."""
     has = measured(values["rows"], metric)
     found: list[Lead] = []
     for k in dict.fromkeys(each["k"] for each in values["conditions"] if each["name"] == "gist"):
-        rows = [row for row in values["rows"] if row["prompt_tokens"] - values["model"]["opening_tokens"] > k]
+        rows = compressed_rows(values, k)
         if not rows or not {"full", "none", label("gist", k)} <= has:
             continue
         counts, weights = row_counts(rows, values), row_weights(rows, metric)
