@@ -1,10 +1,11 @@
 """Runs one training recipe many times, each with one thing changed, and measures every run on the same rows.
 
-Run: python recipes/ablate.py recipes/ablations.yaml --data ROWS.jsonl --out runs/ablations [--only NAME ...]
+Run: python recipes/ablate.py recipes/ablations.yaml --data ROWS.jsonl MORE.jsonl --out runs/ablations [--only NAME ...]
 
 The YAML has `base`, options of a training recipe, and `runs`: a list of mappings with a `name` and the options that
-differ. A run that is done is not repeated, one that was killed goes on. The table is written to OUT/ablations.md and
-its figures to OUT/ablations.json. Knows nothing of losses or metrics.
+differ. A run that is done is not repeated, one that was killed goes on. A run is measured in the dtype that it is
+trained in. The table is written to OUT/ablations.md and its figures to OUT/ablations.json. Knows nothing of losses or
+metrics.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main() -> None:
     options = parse()
     try:
         base, runs = read_plan(options.plan)
+        if len({path.stem for path in options.data}) < len(options.data):
+            raise DataError(f"--data has two files of one name: {', '.join(map(str, options.data))}")
         if unknown := set(options.only or []) - {run["name"] for run in runs}:
             raise DataError(
                 f"{options.plan} has no run {min(unknown)!r}; it has {', '.join(run['name'] for run in runs)}"
@@ -42,7 +45,7 @@ def main() -> None:
         for run in runs:
             if not options.only or run["name"] in options.only:
                 console.rule(run["name"])
-                figures.append(one_run({**base, **run}, options) | {"changed": changed(run)})
+                figures.append(one_run({**base, **run}, options) | {"changed": changed(run, base)})
     except GistlmError as error:
         sys.exit(f"ablate.py: {error}")
     write_atomically(options.out / "ablations.json", (json.dumps(figures, indent=1) + "\n").encode())
@@ -68,10 +71,10 @@ def read_plan(path: Path) -> tuple[Record, list[Record]]:
 def one_run(recipe: Record, options: argparse.Namespace) -> Record:
     """Train a recipe and measure its checkpoint, unless that is done."""
     folder = options.out / re.sub(r"\W+", "-", recipe["name"]).strip("-")
-    checkpoint, result = folder / "checkpoint", folder / "eval.json"
+    checkpoint = folder / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     own = {**recipe, "output": str(checkpoint), "threads": options.threads}
-    asked = yaml.safe_dump({"recipe": recipe, "measured on": [str(options.data), options.k, options.rows]})
+    asked = yaml.safe_dump({"recipe": recipe, "measured on": [[*map(str, options.data)], options.k, options.rows]})
     plan = folder / "asked.yaml"
     if plan.exists() and plan.read_text(encoding="utf-8") != asked:
         raise DataError(f"{folder} holds a run of other options; remove it, or name another --out")
@@ -79,21 +82,27 @@ def one_run(recipe: Record, options: argparse.Namespace) -> Record:
     write_atomically(folder / "recipe.yaml", yaml.safe_dump(own).encode())
     if not (checkpoint / "training.json").exists():
         gistlm("train", folder / "recipe.yaml")
-    if not result.exists():
-        measured = ["--data", options.data, "--model", checkpoint, "--k", options.k, "--limit", options.rows]
-        rest = ["--no-generate", "--baselines", "none", "--no-examples", "--threads", options.threads, "--json", result]
-        gistlm("eval", *measured, *rest)
     training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
-    found = json.loads(result.read_text(encoding="utf-8"))
     losses = training["losses"]
     return {
         "name": recipe["name"],
         "tokens": training["tokens"],
         "last_losses": sum(losses[-10:]) / len(losses[-10:]),
-        "conditions": [{key: row[key] for key in ("name", "k", "metrics")} for row in found["conditions"]],
-        "rows": found["data"]["rows"],
-        "run": found["run"],
+        "measured": [measure(path, checkpoint, recipe, options) for path in options.data],
     }
+
+
+def measure(data: Path, checkpoint: Path, recipe: Record, options: argparse.Namespace) -> Record:
+    """A checkpoint's figures on one file, unless they are there."""
+    result = checkpoint.with_name(f"{data.stem}.json")
+    if not result.exists():
+        asked = ["--data", data, "--model", checkpoint, "--k", options.k, "--limit", options.rows]
+        dtype = ["--dtype", recipe["dtype"]] if recipe.get("dtype") else []
+        rest = ["--no-generate", "--baselines", "none", "--no-examples", "--threads", options.threads, "--json", result]
+        gistlm("eval", *asked, *dtype, *rest)
+    found = json.loads(result.read_text(encoding="utf-8"))
+    conditions = [{key: row[key] for key in ("name", "k", "metrics")} for row in found["conditions"]]
+    return {"data": data.stem, "rows": found["data"]["rows"], "conditions": conditions, "run": found["run"]}
 
 
 def gistlm(*words: object) -> None:
@@ -103,21 +112,27 @@ def gistlm(*words: object) -> None:
         raise DataError(f"this command failed: {' '.join(command[1:])}")
 
 
-def changed(run: Record) -> str:
-    """What a run has of its own."""
-    return ", ".join(f"{name}: {value}" for name, value in run.items() if name != "name") or "nothing"
+def changed(run: Record, base: Record) -> str:
+    """What a run has of its own; of its data, the sources that the base has not."""
+    own = {name: value for name, value in run.items() if name != "name"}
+    if "data" in own:
+        own["data"] = [source for source in run["data"] if source not in base["data"]]
+    return ", ".join(f"{name}: {value}" for name, value in own.items()) or "nothing"
 
 
 def table(figures: list[Record]) -> str:
-    """Markdown: a row a run, and for each k the likelihood of the references and the gap closed."""
-    ks = [row["k"] for row in figures[0]["conditions"] if row["name"] == "gist"]
-    head = ["run", "changed", "tokens", "NLL, full / none", *(f"k={k}: NLL; gap closed, NLL / KL" for k in ks)]
-    rows = []
+    """Markdown: a row a run; for each file the likelihood of the references, and for each k that and the gap closed."""
+    head, rows = ["run", "changed", "tokens"], []
+    for found in figures[0]["measured"]:
+        ks = [row["k"] for row in found["conditions"] if row["name"] == "gist"]
+        head += [f"{found['data']}: NLL, full / none", *(f"k={k}: NLL; gap closed, NLL / KL" for k in ks)]
     for figure in figures:
-        controls = {row["name"]: row["metrics"]["nll"]["value"] for row in figure["conditions"]}
-        nlls = f"{controls['full']:.3f} / {controls['none']:.3f}"
-        gists = [cell(row["metrics"]) for row in figure["conditions"] if row["name"] == "gist"]
-        rows.append([figure["name"], figure["changed"], f"{figure['tokens']:,}", nlls, *gists])
+        cells = [figure["name"], figure["changed"], f"{figure['tokens']:,}"]
+        for found in figure["measured"]:
+            controls = {row["name"]: row["metrics"]["nll"]["value"] for row in found["conditions"]}
+            cells.append(f"{controls['full']:.3f} / {controls['none']:.3f}")
+            cells += [cell(row["metrics"]) for row in found["conditions"] if row["name"] == "gist"]
+        rows.append(cells)
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -132,10 +147,10 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="YAML with `base` and `runs`")
-    parser.add_argument("--data", type=Path, required=True, help="rows to measure on, which no run trains on")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="files to measure on")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="a folder for runs and table")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs; all by default")
-    parser.add_argument("--rows", type=int, default=96, help="rows to measure on")
+    parser.add_argument("--rows", type=int, default=96, help="rows of each file to measure on")
     parser.add_argument("--k", default="1,4,16", help="gist tokens to measure with")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args()

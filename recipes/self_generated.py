@@ -27,6 +27,7 @@ from gistlm.catalog import load_checkpoint
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import check_target, write_atomically
+from gistlm.gist import DTYPES
 from gistlm.prompt import PromptTokenizer
 from gistlm.stock import CACHE
 from gistlm.training.data import normalise
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     if len(tasks) < SHOWN:
         raise InputError(f"{options.tasks} has {len(tasks)} tasks of less than 240 characters; {SHOWN} are needed")
     rows, chunk = resume(options.out, options.first_chunk)
-    model = GistModel(load_checkpoint(options.model), batch_size=CHUNK)
+    model = GistModel(load_checkpoint(options.model, dtype=DTYPES.get(options.dtype)), batch_size=CHUNK)
     seen = {normalise(f"{row['instruction']} {row['input']}") for row in rows}
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar, options.out.open("a", encoding="utf-8") as file:
@@ -186,6 +187,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answer-tokens", type=int, default=48)
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=DTYPES, help="the model's own by default")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

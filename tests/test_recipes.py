@@ -193,7 +193,13 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp_path = tmp_path_factory.mktemp("ablation")
     rows = [{"instruction": f"rule {i}: say {i}", "input": f"ask {i}", "output": f"it is {i}"} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = {"base": str(save_tiny(tmp_path / "base")), "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 2}
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    base = {
+        "base": str(save_tiny(tmp_path / "base")),
+        "dtype": "bfloat16",
+        "data": [{"path": str(tmp_path / "rows.jsonl")}],
+        "steps": 2,
+    }
     few = {"batch_size": 2, "max_k": 2, "lora_rank": 2, "validation_rows": 0, "device": "cpu"}
     runs = [{"name": "as it is"}, {"name": "rank 4", "lora_rank": 4}]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"base": {**base, **few}, "runs": runs}))
@@ -201,7 +207,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(plan: Path) -> tuple[object, ...]:
-    return plan, "--data", plan.parent / "rows.jsonl", "--out", plan.parent / "out", "--rows", 4, "--k", 1
+    data = [plan.parent / "rows.jsonl", plan.parent / "few.jsonl"]
+    return plan, "--data", *data, "--out", plan.parent / "out", "--rows", 4, "--k", 1
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +226,14 @@ def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path, 
         ("as it is", "nothing"),
         ("rank 4", "lora_rank: 4"),
     ]
-    assert all(figure["rows"] == 4 and figure["tokens"] > 0 for figure in figures)
+    assert all(figure["tokens"] > 0 for figure in figures)
+    assert all([(found["data"], found["rows"]) for found in figure["measured"]] == [("rows", 4), ("few", 3)]
+               for figure in figures)  # fmt: skip
+    assert all("--dtype bfloat16" in found["run"]["command"] for figure in figures for found in figure["measured"])
+    assert "| rows: NLL, full / none | k=1: NLL; gap closed, NLL / KL | few: NLL, full / none | k=1" in table
     assert table.count("\n| rank 4 | lora_rank: 4 |") == 1
-    times = {path: path.stat().st_mtime_ns for path in (plan.parent / "out").glob("*/eval.json")}
-    assert len(times) == 2
+    times = {path: path.stat().st_mtime_ns for path in (plan.parent / "out").glob("*/*.json")}
+    assert {path.name for path in times} == {"rows.json", "few.json"} and len(times) == 4
     assert script("ablate.py", *asked(plan)).stdout == table
     one = script("ablate.py", *asked(plan), "--only", "rank 4")
     assert one.returncode == 0 and "| rank 4 |" in one.stdout and "| as it is |" not in one.stdout
@@ -234,6 +245,8 @@ def test_an_ablation_s_figures_are_never_shown_for_other_options(plan: Path) -> 
     written = (plan.parent / "out" / "ablations.json").read_bytes()
     other = script("ablate.py", *asked(plan), "--only", "rank 4", "--rows", 3)
     assert other.returncode == 1 and "holds a run of other options" in other.stderr
+    twice = script("ablate.py", *asked(plan), "--data", plan, plan)
+    assert twice.returncode == 1 and "two files of one name" in twice.stderr
     unknown = script("ablate.py", *asked(plan), "--only", "rank 5")
     assert unknown.returncode == 1 and "has no run 'rank 5'; it has as it is, rank 4" in unknown.stderr
     assert (plan.parent / "out" / "ablations.json").read_bytes() == written
