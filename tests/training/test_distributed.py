@@ -25,6 +25,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from safetensors.torch import load_file
 from tiny import save_tiny
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
 from gistlm.cli.train import train as train_command
@@ -250,79 +251,70 @@ def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None
     assert kinds == ["MULTI_GPU", "DEEPSPEED", "FSDP"]
 
 
-def under_deepspeed(folder: Path, recipe: dict[str, Any], stage: int = 2) -> subprocess.CompletedProcess[str]:
-    """`gistlm train` of a recipe under the page's configuration for DeepSpeed, with two processes on the CPU."""
-    values = yaml.safe_load(page_configurations()[1])
-    values["deepspeed_config"]["zero_stage"] = stage
-    values |= {"num_processes": PROCESSES, "main_process_port": int(free_port()), "use_cpu": True}
-    (folder / "deepspeed.yaml").write_text(yaml.safe_dump(values))
-    (folder / "by deepspeed.yaml").write_text(json.dumps(recipe))
+def launched(folder: Path, recipes: list[dict[str, Any]], page: int, **other: Any) -> subprocess.CompletedProcess[str]:
+    """Runs of recipes under one of the page's configurations, with two processes on the CPU."""
+    values = {**yaml.safe_load(page_configurations()[page]), **other}
+    values |= {"num_processes": PROCESSES, "main_process_port": int(free_port())}
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(values))
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    more = {"PYTHONPATH": str(Path(__file__).parents[1]), "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
-        [*launch, "--config_file", str(folder / "deepspeed.yaml"), "--module", "gistlm", "train", "by deepspeed.yaml"],
-        cwd=folder, env={**environment(), "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=SECONDS,
-        check=False,
+        [*launch, "--config_file", "accelerate.yaml", "--module", "runs_in_one_launch", json.dumps(recipes)],
+        cwd=folder, env={**environment(), **more}, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
+
+
+def runs_that_go_on(folder: Path, names: list[str], by: str, page: int, **other: Any) -> None:
+    """Recipes under a configuration: "NAME by BY, whole", and "NAME by BY", the same gone on from its save at step 5."""
+    recipes = [options(folder, name, PROCESSES, f"{name} by {by}") for name in names]
+    done = launched(folder, recipes, page, **other)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in names:
+        output = folder / f"{name} by {by}"
+        shutil.copytree(output, folder / f"{name} by {by}, whole")
+        shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
+        (output / "training.json").unlink()
+    done = launched(folder, recipes, page, **other)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("resuming after step 5") == len(names)
+
+
+@pytest.fixture(scope="module")
+def deepspeed_runs(folder: Path) -> None:
+    runs_that_go_on(folder, ["kept", "paper"], "deepspeed", 1, use_cpu=True)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
 @pytest.mark.parametrize("name", ["kept", "paper"])
+@pytest.mark.usefixtures("deepspeed_runs")
 def test_deepspeed_has_the_losses_of_one_process_and_resumes(
     name: str, folder: Path, alone: dict[str, dict[str, Any]]
 ) -> None:
-    output = folder / f"{name} by deepspeed"
-    for _ in range(2):
-        done = under_deepspeed(folder, options(folder, name, PROCESSES, output.name))
-        assert done.returncode == 0, done.stderr[-3000:]
+    for output in (folder / f"{name} by deepspeed, whole", folder / f"{name} by deepspeed"):
         found = figures(folder, output.name)
         assert found["losses"] == pytest.approx(alone[name]["losses"], rel=0, abs=1e-5)
         assert found["tokens"] == alone[name]["tokens"]
         assert (output / "run" / f"checkpoint-{STEPS}" / "latest").exists()  # an engine's save, not DDP's
-        shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
-        (output / "training.json").unlink()
-    assert "resuming after step 5" in done.stderr
-    if name == "paper":
-        with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
-            check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
-        shard = next((output / "run" / "checkpoint-5").glob("global_step5/*.pt"))
+        assert json.loads((output / "run" / "recipe.json").read_text())["zero_stage"] == 2
+    with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
+        check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
+    for save in (output / "run").glob("checkpoint-*"):
+        shard = next(save.glob("global_step*/*.pt"))
         shard.write_bytes(shard.read_bytes()[: -shard.stat().st_size // 2])
-        assert last_save(output / "run") is None
+    assert last_save(output / "run") is None
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed")
 def test_deepspeed_s_third_stage_is_refused_before_a_model_is_loaded(folder: Path) -> None:
-    done = under_deepspeed(folder, options(folder, "paper", PROCESSES, "never") | {"base": "missing"}, stage=3)
-    assert done.returncode != 0
-    assert "zero_stage 3 leaves each process a part of the weights" in done.stderr
-
-
-def under_fsdp(folder: Path, recipes: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    """Runs of recipes under the page's configuration for FSDP, with two processes on the CPU."""
-    values = yaml.safe_load(page_configurations()[2])
-    values |= {"num_processes": PROCESSES, "main_process_port": int(free_port())}
-    (folder / "fsdp.yaml").write_text(yaml.safe_dump(values))
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    return subprocess.run(
-        [*launch, "--config_file", str(folder / "fsdp.yaml"), "--module", "fsdp_on_cpu", json.dumps(recipes)],
-        cwd=folder, env={**environment(), "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
-        timeout=SECONDS, check=False,
-    )  # fmt: skip
+    launch = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})  # transformers knows the newest, while it lives
+    with pytest.raises(InputError, match="zero_stage 3 leaves each process a part of the weights"):
+        train(parse_config(options(folder, "paper", 1, "never") | {"base": "missing"}))
+    assert launch.is_zero3() and not (folder / "never").exists()
 
 
 @pytest.fixture(scope="module")
 def fsdp_runs(folder: Path) -> None:
-    """Every recipe under FSDP, "NAME by fsdp, whole"; and "NAME by fsdp", the same gone on from its save at step 5."""
-    recipes = [options(folder, name, PROCESSES, f"{name} by fsdp") for name in RECIPES]
-    done = under_fsdp(folder, recipes)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name in RECIPES:
-        output = folder / f"{name} by fsdp"
-        shutil.copytree(output, folder / f"{name} by fsdp, whole")
-        shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
-        (output / "training.json").unlink()
-    done = under_fsdp(folder, recipes)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("resuming after step 5") == len(RECIPES)
+    runs_that_go_on(folder, [*RECIPES], "fsdp", 2)
 
 
 @pytest.mark.parametrize("recipe", ["frozen", "paper"])

@@ -1,5 +1,6 @@
-"""Runs of several recipes in one launch with FSDP on the CPU, where processes are taken for GPUs: accelerate has FSDP
-for these alone. The recipes are given as JSON.
+"""Runs of several recipes, given as JSON, in one launch by accelerate.
+
+With FSDP on the CPU, processes are taken for GPUs: accelerate has FSDP for these alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from rich.console import Console
 
@@ -35,8 +36,10 @@ if __name__ == "__main__":
     if os.environ["RANK"] != "0":
         saves.save_file = loop.write_atomically = validation.write_atomically = _refuse  # type: ignore[assignment]
         loop.Checkpoint.save_pretrained = _refuse  # type: ignore[assignment]
-    PartialState.__init__ = _as_gpus  # type: ignore[method-assign]
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        PartialState.__init__ = _as_gpus  # type: ignore[method-assign]
     for recipe in json.loads(sys.argv[1]):
         with TrainingProgress(Console(stderr=True)) as progress:
             loop.train(parse_config(recipe), [progress])
+        AcceleratorState._reset_state()  # DeepSpeed's engine is of one run
     torch.distributed.destroy_process_group()
