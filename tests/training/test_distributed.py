@@ -12,6 +12,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -251,32 +252,39 @@ def test_accelerate_reads_the_configurations_of_the_page(tmp_path: Path) -> None
     assert kinds == ["MULTI_GPU", "DEEPSPEED", "FSDP"]
 
 
-def launched(folder: Path, recipes: list[dict[str, Any]], page: int, **other: Any) -> subprocess.CompletedProcess[str]:
-    """Runs of recipes under one of the page's configurations, with two processes on the CPU."""
+def launched(folder: Path, recipes: list[dict[str, Any]], page: int, **other: Any) -> str:
+    """Runs of recipes under one of the page's configurations, with two processes on the CPU; what they said."""
     values = {**yaml.safe_load(page_configurations()[page]), **other}
     values |= {"num_processes": PROCESSES, "main_process_port": int(free_port())}
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(values))
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     more = {"PYTHONPATH": str(Path(__file__).parents[1]), "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(
-        [*launch, "--config_file", "accelerate.yaml", "--module", "runs_in_one_launch", json.dumps(recipes)],
-        cwd=folder, env={**environment(), **more}, capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+    command = [*launch, "--config_file", "accelerate.yaml", "--module", "runs_in_one_launch", json.dumps(recipes)]
+    log = folder / "launch.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**environment(), **more}, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            process.wait(SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its processes too, should it hang
+    said = log.read_text(errors="replace")
+    assert process.returncode == 0, said[-3000:]
+    return said
 
 
 def runs_that_go_on(folder: Path, names: list[str], by: str, page: int, **other: Any) -> None:
-    """Recipes under a configuration: "NAME by BY, whole", and "NAME by BY", the same gone on from its save at step 5."""
+    """Recipes under a configuration: "NAME by BY, whole", and "NAME by BY", the same gone on from its fifth step."""
     recipes = [options(folder, name, PROCESSES, f"{name} by {by}") for name in names]
-    done = launched(folder, recipes, page, **other)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launched(folder, recipes, page, **other)
     for name in names:
         output = folder / f"{name} by {by}"
         shutil.copytree(output, folder / f"{name} by {by}, whole")
         shutil.rmtree(output / "run" / f"checkpoint-{STEPS}")
         (output / "training.json").unlink()
-    done = launched(folder, recipes, page, **other)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("resuming after step 5") == len(names)
+    assert launched(folder, recipes, page, **other).count("resuming after step 5") == len(names)
 
 
 @pytest.fixture(scope="module")
