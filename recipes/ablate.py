@@ -35,7 +35,7 @@ def main() -> None:
     try:
         base, runs = read_plan(options.plan)
         if len({path.stem for path in options.data}) < len(options.data):
-            raise DataError(f"--data has two files of one name: {', '.join(map(str, options.data))}")
+            raise DataError(f"--data has two files of one name: {', '.join(map(str, options.data))}; rename one")
         if unknown := set(options.only or []) - {run["name"] for run in runs}:
             raise DataError(
                 f"{options.plan} has no run {min(unknown)!r}; it has {', '.join(run['name'] for run in runs)}"
@@ -113,10 +113,12 @@ def gistlm(*words: object) -> None:
 
 
 def changed(run: Record, base: Record) -> str:
-    """What a run has of its own; of its data, the sources that the base has not."""
+    """What a run has of its own; of its data, the sources that the base has not, and those that it has alone."""
     own = {name: value for name, value in run.items() if name != "name"}
     if "data" in own:
-        own["data"] = [source for source in run["data"] if source not in base["data"]]
+        shared = base.get("data", [])
+        own["data"] = [source for source in run["data"] if source not in shared]
+        own["without"] = [source for source in shared if source not in run["data"]]
     return ", ".join(f"{name}: {value}" for name, value in own.items()) or "nothing"
 
 
@@ -147,7 +149,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="YAML with `base` and `runs`")
-    parser.add_argument("--data", type=Path, required=True, nargs="+", help="files to measure on")
+    parser.add_argument(
+        "--data", type=Path, required=True, nargs="+", help="files of rows to measure on, which no run trains on"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="a folder for runs and table")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs; all by default")
     parser.add_argument("--rows", type=int, default=96, help="rows of each file to measure on")

@@ -41,7 +41,7 @@ if __name__ == "__main__":
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         from deepspeed import ops
 
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a sum of its own, compiled first, in place of gloo's
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would compile a sum of its own; gloo's serves
     for recipe in json.loads(sys.argv[1]):
         with TrainingProgress(Console(stderr=True)) as progress:
             loop.train(parse_config(recipe), [progress])
