@@ -252,6 +252,15 @@ def test_an_ablation_trains_and_measures_every_run_and_repeats_none(plan: Path, 
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_an_ablation_s_table_says_what_data_a_run_has_alone_and_goes_without() -> None:
+    changed = load("ablate").changed
+    one, two, three = ({"path": f"{name}.jsonl"} for name in "abc")
+    run = {"name": "x", "data": [one, three]}
+    assert changed(run, {"data": [one, two]}) == f"data: [{three}], without: [{two}]"
+    assert changed(run, {}) == f"data: [{one}, {three}], without: []"
+    assert changed({"name": "x", "k": None}, {"data": [one]}) == "k: None"
+
+
 @pytest.mark.usefixtures("table")
 def test_an_ablation_s_figures_are_never_shown_for_other_options(plan: Path) -> None:
     written = (plan.parent / "out" / "ablations.json").read_bytes()
