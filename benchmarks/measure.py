@@ -105,14 +105,15 @@ def requests_to_pay(cost: float, saving: float) -> int | None:
 
 
 def _seconds(call: Call, clock: Callable[[], float]) -> float:
-    _synchronise()
+    synchronise()
     started = clock()
     call()
-    _synchronise()
+    synchronise()
     return clock() - started
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for what a GPU still has to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

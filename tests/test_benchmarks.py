@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import runpy
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -16,9 +18,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from process_id import process_id
 from tiny import save_tiny, tiny_checkpoint
 
-from gistlm.errors import InputError, MissingDependencyError
+from gistlm.errors import GistlmError, InputError, MissingDependencyError
 from gistlm.training.rows import read_rows
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -204,19 +207,14 @@ def test_training_speed_compares_both_recipes_with_plain_fine_tuning(rows: Path,
     base = save_tiny(tmp_path / "base")
     sizes = ("--batch-size", "4", "--steps", "2", "--max-k", "4", "--lora-rank", "2")
     output = tmp_path / "speed.json"
-    printed = run_script("training_speed.py", "--data", str(rows), "--base", str(base), *sizes, "--json", str(output))
+    of_frozen = ["frozen", "frozen_kept", "frozen_observed"]
+    names = [*of_frozen, *(f"{name}_again" for name in of_frozen), "paper", "paper_lora", "plain", "plain_lora"]
+    options = ["--data", str(rows), "--base", str(base), *sizes, "--conditions", ",".join(names)]
+    printed = run_script("training_speed.py", *options, "--json", str(output))
     figures = json.loads(output.read_text())
 
     trained = {row["condition"]: row["trained_parameters"] for row in figures["conditions"]}
-    of_frozen = ["frozen", "frozen_kept", "frozen_observed"]
-    assert set(trained) == {
-        *of_frozen,
-        *(f"{name}_again" for name in of_frozen),
-        "paper",
-        "paper_lora",
-        "plain",
-        "plain_lora",
-    }
+    assert set(trained) == set(names)
     assert trained["frozen_kept"] < trained["frozen"] == trained["paper_lora"] < trained["paper"] == trained["plain"]
     assert all(row["tokens_per_s"]["min"] > 0 for row in figures["conditions"])
     targets = {(row["condition"], row["against"]): row["target"] for row in figures["ratios"]}
@@ -237,6 +235,7 @@ def test_training_speed_makes_rows_of_random_words_of_given_lengths(tmp_path: Pa
     assert figures["prompt_tokens_per_row"] == 40
     assert figures["tokens"] == 2 * (40 + 30 + 9)
     assert figures["settings"]["data"] is None
+    assert {row["condition"] for row in figures["conditions"]} == {"frozen", "paper", "plain"}
     with pytest.raises(SystemExit, match=r"^training_speed\.py: give either --data FILE or --lengths"):
         run_script("training_speed.py", *sizes)
     with pytest.raises(SystemExit, match=r"rows of 79 tokens are longer than --max-tokens 78; raise it"):
@@ -260,6 +259,22 @@ def test_training_speed_measures_some_conditions_alone(rows: Path, tmp_path: Pat
         run_script("training_speed.py", *sizes, "--conditions", "plane,paper")
 
 
+def test_a_condition_has_a_process_of_its_own_whose_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = _import("apart", monkeypatch)
+    killed, failing, waiting = (apart.Apart(name, process_id) for name in ("killed", "failing", "waiting"))
+    assert len({each.facts() for each in (killed, failing, waiting)} | {os.getpid()}) == 4
+    for each in (killed, failing, waiting):
+        each()
+    os.kill(killed._process.pid, signal.SIGKILL)
+    with pytest.raises(GistlmError, match="the process of killed ended"):
+        killed()
+    with pytest.raises(GistlmError, match="only one call"):
+        failing()
+    for each in (killed, failing, waiting):
+        each.end()
+        assert not each._process.is_alive()
+
+
 def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are of these lengths, .*has 16"):
@@ -271,18 +286,18 @@ def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: P
 def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_tokens(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = _import("training_speed", monkeypatch)
+    training = _import("training_conditions", monkeypatch)
     base = str(save_tiny(tmp_path / "base"))
-    config = speed.Settings(str(rows), base, 4, 512, None, 0, 4, 2, 1, 0).config(None)
+    config = training.Settings(str(rows), base, 4, 512, None, 0, 4, 2, 1, 0).config(None)
     for name in ("frozen", "plain"):
-        objective = speed.create(config, speed.CONDITIONS[name])
-        batches = speed.make_batches(config, read_rows(str(rows)), objective)
+        objective = training.create(config, training.CONDITIONS[name])
+        batches = training.make_batches(config, read_rows(str(rows)), objective)
         before = {part: tensor.clone() for part, tensor in objective.trainable().items()}
         seen: list[int] = []
         objective.register_forward_pre_hook(
             lambda module, args, fields, seen=seen: seen.append(int(fields["k"].max())), with_kwargs=True
         )
-        speed.stepper(objective, batches, name)()
+        training.stepper(objective, batches)()
         changed = {part for part, tensor in objective.trainable().items() if not torch.equal(tensor, before[part])}
         assert changed and (seen[0] == 0) == (name == "plain")
         assert ("gist_embeddings" in changed) == (name == "frozen")
