@@ -42,11 +42,12 @@ class Apart:
         self._heard()
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process: by itself if it waits for a call, else it is killed after a second."""
+        self._pipe.close()
+        self._process.join(timeout=1)
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
-        self._pipe.close()
 
     def _heard(self) -> Any:
         """What the process says next. Raises `GistlmError` with what went wrong there."""
