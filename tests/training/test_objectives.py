@@ -21,7 +21,8 @@ from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.decoder_passes import without_gaps
 from gistlm.training.loop import create_checkpoint, train
-from gistlm.training.objectives import REPEAT, Weights, frozen_loss, passes_of, repeat_prompts
+from gistlm.training import objectives
+from gistlm.training.objectives import REPEAT, Weights, divergence, frozen_loss, passes_of, repeat_prompts
 from gistlm.training.rows import Row
 
 
@@ -54,6 +55,38 @@ def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -
     whole = loss(distillation=1.0, cross_entropy=0.5, reconstruction=0.25)
     expected = alone["distillation"] + 0.5 * alone["cross_entropy"] + 0.25 * alone["reconstruction"]
     assert whole == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("numbers", [1, 40, 1 << 20])
+def test_a_divergence_in_parts_and_its_gradients_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, numbers: int
+) -> None:
+    monkeypatch.setattr(objectives, "_NUMBERS_AT_A_TIME", numbers)
+    torch.manual_seed(0)
+    teacher, student = (torch.randn(2, 5, 13).mul(3).to(dtype).requires_grad_() for _ in range(2))
+    weights = torch.tensor([[0.0, 0.0, 1.0, 0.25, 1.0], [0.0, 1.0, 1.0, 1.0, 1.0]])
+
+    def at_once() -> torch.Tensor:
+        logs = (logits[weights > 0].float().log_softmax(-1) for logits in (teacher, student))
+        return torch.nn.functional.kl_div(*reversed(list(logs)), log_target=True, reduction="none").sum(-1)
+
+    found = []
+    for values in (divergence(teacher, student, weights), at_once()):
+        student.grad = None
+        (values * weights[weights > 0]).sum().backward()
+        assert student.grad is not None
+        found.append((values.detach(), student.grad))
+    rounding = 1e-5 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=rounding, atol=rounding)
+    assert (found[0][1][0, :2] == 0).all()
+
+
+def test_a_divergence_gives_the_teacher_no_gradients() -> None:
+    teacher, student = torch.randn(1, 2, 7, requires_grad=True), torch.randn(1, 2, 7, requires_grad=True)
+    divergence(teacher, student, torch.ones(1, 2)).sum().backward()
+    assert teacher.grad is None
 
 
 @given(st.lists(st.lists(st.sampled_from([Part.PAD, Part.PROMPT, Part.GIST]), min_size=5, max_size=5), min_size=1))

@@ -8,7 +8,7 @@ frozen  the same model with the full prompt teaches the model with the gist: KL 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -140,8 +140,46 @@ def divergence(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
 
     teacher, student: logits [batch, M, vocabulary]; weights [batch, M].
     """
-    teacher, student = (F.log_softmax(logits[weights > 0].float(), dim=-1) for logits in (teacher, student))
-    return F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+    divergences: Tensor = _Divergence.apply(teacher[weights > 0], student[weights > 0])
+    return divergences
+
+
+class _Divergence(torch.autograd.Function):
+    """KL of [n, vocabulary] logits in float32, some tokens at a time: over all at once, each of some ten steps would
+    fill a tensor of n x vocabulary that no cache holds. Gradients are for the student's logits alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        ctx.save_for_backward(teacher, student)
+        return torch.cat([_divergence(*some) for some in _in_parts(teacher, student)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        teacher, student = ctx.saved_tensors
+        into = torch.empty_like(student)
+        for said, saying, weight, part in _in_parts(teacher, student, grad, into):
+            part.copy_(_softmax(saying).sub_(_softmax(said)).mul_(weight[:, None]))
+        return None, into
+
+
+_NUMBERS_AT_A_TIME = 1 << 20
+"""Of logits, in one part of a divergence: 4 MiB in float32."""
+
+
+def _in_parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of n tokens, cut alike; the first has logits [n, vocabulary]."""
+    tokens = max(1, _NUMBERS_AT_A_TIME // logits.shape[1])
+    return zip(*(each.split(tokens) for each in (logits, *others)), strict=True)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return F.softmax(logits, dim=-1, dtype=torch.float32)
+
+
+def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    teacher, student = (F.log_softmax(logits, dim=-1, dtype=torch.float32) for logits in (teacher, student))
+    return teacher.exp().mul_(teacher.sub_(student)).sum(-1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
