@@ -39,8 +39,8 @@ OBSERVED = "frozen_observed"
 """The same with eight learned observers, as the shipped checkpoint has, which are taught where the rest looks."""
 AGAIN = "_again"
 """Ends the name of a later pass over the same rows: what the teacher said in the first is kept (teacher_cache)."""
-COMPILED = "frozen_compiled"
-"""The same as frozen, every decoder layer through torch.compile, which needs a C++ compiler."""
+COMPILED = "_compiled"
+"""Ends the name of the same with the option compile, which needs a C++ compiler."""
 
 CLIP = 1.0
 """Largest norm of the gradients, as in training."""
@@ -102,7 +102,10 @@ def all_conditions(max_k: int, folder: str) -> dict[str, dict[str, Any]]:
         conditions[OBSERVED] = conditions[KEPT] | {"observers": 8, "observation_weight": 0.3}
     for name in [name for name in conditions if name.startswith("frozen")]:
         conditions[name + AGAIN] = conditions[name] | {"teacher_cache": f"{folder}/{name}"}
-    return conditions | {COMPILED: CONDITIONS["frozen"]}
+    for name in ("plain", "frozen", OBSERVED):
+        if name in conditions:
+            conditions[name + COMPILED] = conditions[name] | {"compile": True}
+    return conditions
 
 
 @dataclass(frozen=True)
@@ -122,18 +125,18 @@ class Facts:
 
 
 def prepare(
-    settings: Settings, dtype: str | None, name: str, condition: dict[str, Any], threads: int
+    settings: Settings, dtype: str | None, condition: dict[str, Any], threads: int
 ) -> tuple[Facts, Callable[[], None]]:
     """A condition with its model, in the process that calls: facts, and a call that trains on the next batch."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     config = settings.config(dtype)
     objective = create(config, condition)
-    if name == COMPILED:
-        compile_layers(objective)
     prompts = objective.checkpoint.prompts
     rows = random_rows(settings, prompts) if settings.data is None else load_sources(config.data, config.seed)
     batches = make_batches(config, rows, objective, settings.min_prompt_tokens)
+    # before the clock runs, so that all the memory is there: a page that is new costs a virtual machine 10 us
+    batches[0] = max(batches, key=lambda batch: batch["prompts"].numel() + batch["rests"].numel())
     ask(objective, batches)
     reader = objective.checkpoint.reader
     facts = Facts(
@@ -158,14 +161,6 @@ def create(config: TrainConfig, condition: dict[str, Any]) -> loop.Objective:
     """A condition's model and loss, with its own copy of the base."""
     changed = replace(config, **condition)
     return loop.Objective(loop.create_checkpoint(changed), changed).train()
-
-
-def compile_layers(objective: loop.Objective) -> None:
-    """Compile the decoder layers, for batches of any shape."""
-    checkpoint = objective.checkpoint
-    for decoder in (checkpoint.reader.get_decoder(), checkpoint.writer_decoder):
-        for layer in decoder.get_submodule("layers").children():
-            layer.compile(dynamic=True)
 
 
 def random_rows(settings: Settings, prompts: PromptTokenizer) -> list[Row]:

@@ -44,7 +44,11 @@ RATIOS = {
     ("paper", "plain"): 1.0,
     ("paper_lora", "plain_lora"): 1.0,
     ("frozen", "plain_lora"): None,
-    (COMPILED, "frozen"): None,
+    ("frozen" + COMPILED, "plain" + COMPILED): 2.0,
+    (OBSERVED + COMPILED, "plain" + COMPILED): 2.0,
+    ("plain" + COMPILED, "plain"): None,
+    ("frozen" + COMPILED, "frozen"): None,
+    (OBSERVED + COMPILED, OBSERVED): None,
 }
 """Speeds that are compared, each with the project's target."""
 
@@ -104,7 +108,7 @@ def processes(
     started: dict[str, Apart] = {}
     try:
         for name, condition in conditions.items():
-            started[name] = Apart(name, prepare, settings, options.dtype, name, condition, options.threads)
+            started[name] = Apart(name, prepare, settings, options.dtype, condition, options.threads)
         yield started
     finally:
         for process in started.values():

@@ -17,11 +17,11 @@ from gistlm.checkpoint_config import CheckpointOptions, Recipe
 from gistlm.errors import InputError
 from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
+from gistlm.training import objectives
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.decoder_passes import without_gaps
 from gistlm.training.loop import create_checkpoint, train
-from gistlm.training import objectives
 from gistlm.training.objectives import REPEAT, Weights, divergence, frozen_loss, passes_of, repeat_prompts
 from gistlm.training.rows import Row
 

@@ -43,6 +43,7 @@ _ALLOWED = {
     **dict.fromkeys(("learning_rate", "gist_learning_rate"), _WEIGHT),
     **dict.fromkeys(_WEIGHTS, _WEIGHT),
     **dict.fromkeys(("anchored", "opening_visible"), _FLAG),
+    "compile": Allowed(bool),
     "warmup": Allowed(float, 0, 1),
     **dict.fromkeys(("validation_rows", "kept", "observers"), Allowed(int, 0)),
     "seed": Allowed(int, 0, 2**32 - 1),
@@ -134,6 +135,8 @@ class TrainConfig:
     """The first accelerator by default."""
     threads: int | None = None
     """CPU threads; all by default."""
+    compile: bool = False
+    """Put all of a layer but its attention through torch.compile, which on CPUs needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         check_fields(self, _ALLOWED)
@@ -144,9 +147,7 @@ class TrainConfig:
         if self.k is not None and not (isinstance(self.k, list) and self.k and all(map(self._may_draw, self.k))):
             raise InputError(f"k must be a list of whole numbers from 1 to max_k={self.max_k}, or null, got {self.k!r}")
         if self.k is not None and not self.kept and max(self.k) < self.max_k:
-            raise InputError(
-                f"max_k={self.max_k} has gist tokens that k={self.k} never trains; set it to {max(self.k)}"
-            )
+            raise InputError(f"max_k={self.max_k} has gist tokens k={self.k} never trains; set it to {max(self.k)}")
         if self.kept >= self.max_k:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
@@ -165,9 +166,7 @@ class TrainConfig:
         if self.full_prompt_weight and (self.recipe, self.condition) != (Recipe.PAPER, Condition.GIST):
             raise InputError("full_prompt_weight is for the paper recipe under the condition gist; leave it at 0")
         if self.recipe == Recipe.FROZEN and not self.weights.train_something:
-            raise InputError(
-                "the weights of the frozen recipe's loss are all 0; give one of them, such as distillation"
-            )
+            raise InputError("the weights of the frozen recipe's loss are all 0; set one, such as distillation")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, or null, got {self.dtype!r}")
         if self.matmul_precision not in ("highest", "high", "medium"):

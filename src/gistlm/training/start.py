@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from gistlm.adapter import LoraModules, adapter_weights
 from gistlm.base import check_device
@@ -36,6 +38,8 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
     made.config = replace(made.config, name=config.name or made.config.name)
     if device == "cpu":
         _use_plain_attention(made)
+    if config.compile:
+        _compile_layers(made)
     made.reader.requires_grad_(config.lora_rank is None)
     for name, tensor in made.writer.named_parameters():
         if "lora_" in name:
@@ -55,6 +59,38 @@ def _use_plain_attention(checkpoint: Checkpoint) -> None:
     checkpoint.reader.set_attn_implementation("eager")
     if checkpoint.writer is not checkpoint.reader:
         checkpoint.writer.get_base_model().set_attn_implementation("eager")
+
+
+def _compile_layers(checkpoint: Checkpoint) -> None:
+    """Let torch.compile fuse what stands beside attention in every layer, for batches of any shape.
+
+    Attention itself writes to a cache that counts layers in Python, so that it would be compiled for each of them.
+    Raises `InputError` where nothing can be compiled.
+    """
+    if shares_weights():
+        raise InputError("compile was not tried with FSDP, which puts other weights in place for a pass; leave it out")
+    reader = checkpoint.reader
+    try:
+        torch.compile(torch.neg, dynamic=True)(torch.zeros(2, device=reader.device))
+    except RuntimeError as error:
+        raise InputError(
+            f"compile: torch.compile does not work here ({str(error).splitlines()[0]}); install what it asks for, on "
+            "CPUs a C++ compiler such as g++, or leave compile out"
+        ) from error
+    for model in (reader, checkpoint.writer):
+        for layer in model.modules():
+            if type(layer).__name__ in reader._no_split_modules:
+                for part in _parts(layer):
+                    part.compile(dynamic=True)
+
+
+def _parts(layer: nn.Module) -> Iterator[nn.Module]:
+    """Those of a layer without attention; some models hold theirs in a list."""
+    for part in layer.children():
+        if isinstance(part, nn.ModuleList):
+            yield from _parts(part)
+        elif "Attention" not in type(part).__name__:
+            yield part
 
 
 def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
