@@ -135,7 +135,7 @@ def prepare(
     prompts = objective.checkpoint.prompts
     rows = random_rows(settings, prompts) if settings.data is None else load_sources(config.data, config.seed)
     batches = make_batches(config, rows, objective, settings.min_prompt_tokens)
-    # before the clock runs, so that all the memory is there: a page that is new costs a virtual machine 10 us
+    # before the clock runs, so that most memory is there: on a virtual machine new pages can cost more than a step
     batches[0] = max(batches, key=lambda batch: batch["prompts"].numel() + batch["rests"].numel())
     ask(objective, batches)
     reader = objective.checkpoint.reader

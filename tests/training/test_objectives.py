@@ -83,6 +83,15 @@ def test_a_divergence_in_parts_and_its_gradients_are_those_of_the_whole(
     assert (found[0][1][0, :2] == 0).all()
 
 
+def test_no_tokens_have_no_divergence_and_a_teacher_may_be_of_another_dtype() -> None:
+    teacher, student = torch.randn(1, 2, 7).bfloat16(), torch.randn(1, 2, 7, requires_grad=True)
+    assert divergence(teacher, student, torch.zeros(1, 2)).shape == (0,)
+    same = divergence(teacher.float(), student, torch.ones(1, 2))
+    assert torch.equal(divergence(teacher, student, torch.ones(1, 2)), same)
+    same.sum().backward()
+    assert student.grad is not None and student.grad.dtype == torch.float32
+
+
 def test_a_divergence_gives_the_teacher_no_gradients() -> None:
     teacher, student = torch.randn(1, 2, 7, requires_grad=True), torch.randn(1, 2, 7, requires_grad=True)
     divergence(teacher, student, torch.ones(1, 2)).sum().backward()

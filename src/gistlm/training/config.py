@@ -136,7 +136,7 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; all by default."""
     compile: bool = False
-    """Put all of a layer but its attention through torch.compile, which on CPUs needs a C++ compiler."""
+    """Put the parts of a layer beside attention through torch.compile, which on CPUs needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         check_fields(self, _ALLOWED)

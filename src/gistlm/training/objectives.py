@@ -140,7 +140,7 @@ def divergence(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
 
     teacher, student: logits [batch, M, vocabulary]; weights [batch, M].
     """
-    divergences: Tensor = _Divergence.apply(teacher[weights > 0], student[weights > 0])
+    divergences: Tensor = _Divergence.apply(teacher[weights > 0], student[weights > 0])  # type: ignore[no-untyped-call]
     return divergences
 
 
@@ -152,7 +152,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
         ctx.save_for_backward(teacher, student)
-        return torch.cat([_divergence(*some) for some in _in_parts(teacher, student)])
+        return torch.cat([_of_part(*some) for some in _in_parts(teacher, student)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
@@ -170,14 +170,14 @@ _NUMBERS_AT_A_TIME = 1 << 20
 def _in_parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of n tokens, cut alike; the first has logits [n, vocabulary]."""
     tokens = max(1, _NUMBERS_AT_A_TIME // logits.shape[1])
-    return zip(*(each.split(tokens) for each in (logits, *others)), strict=True)
+    return zip(*(torch.split(each, tokens) for each in (logits, *others)), strict=True)
 
 
 def _softmax(logits: Tensor) -> Tensor:
     return F.softmax(logits, dim=-1, dtype=torch.float32)
 
 
-def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
+def _of_part(teacher: Tensor, student: Tensor) -> Tensor:
     teacher, student = (F.log_softmax(logits, dim=-1, dtype=torch.float32) for logits in (teacher, student))
     return teacher.exp().mul_(teacher.sub_(student)).sum(-1)
 

@@ -24,7 +24,7 @@ from gistlm.training.launch import launch_record
 
 WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
-_MAY_CHANGE = ("threads", "device", "stop_after", "teacher_cache")
+_MAY_CHANGE = ("threads", "device", "stop_after", "teacher_cache", "compile")
 """Options that a resumed run may change."""
 
 

@@ -65,23 +65,28 @@ def _compile_layers(checkpoint: Checkpoint) -> None:
     """Let torch.compile fuse what stands beside attention in every layer, for batches of any shape.
 
     Attention itself writes to a cache that counts layers in Python, so that it would be compiled for each of them.
-    Raises `InputError` where nothing can be compiled.
+    Raises `InputError` where torch.compile does not work, or the model names no layers.
     """
     if shares_weights():
         raise InputError("compile was not tried with FSDP, which puts other weights in place for a pass; leave it out")
     reader = checkpoint.reader
     try:
         torch.compile(torch.neg, dynamic=True)(torch.zeros(2, device=reader.device))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
+        said = [line for line in str(error).splitlines() if line.strip()] or [""]
         raise InputError(
-            f"compile: torch.compile does not work here ({str(error).splitlines()[0]}); install what it asks for, on "
-            "CPUs a C++ compiler such as g++, or leave compile out"
+            f"compile: torch.compile does not work here ({type(error).__name__}: {said[0]}); on CPUs it needs "
+            "a C++ compiler, with Python's headers, and a folder for what it makes; or leave compile out"
         ) from error
-    for model in (reader, checkpoint.writer):
-        for layer in model.modules():
-            if type(layer).__name__ in reader._no_split_modules:
-                for part in _parts(layer):
-                    part.compile(dynamic=True)
+    kinds = reader._no_split_modules or ()
+    layers = [
+        layer for model in (reader, checkpoint.writer) for layer in model.modules() if type(layer).__name__ in kinds
+    ]
+    if not layers:
+        raise InputError(f"compile: {type(reader).__name__} does not say which of its modules are layers; leave it out")
+    for layer in layers:
+        for part in _parts(layer):
+            part.compile(dynamic=True)
 
 
 def _parts(layer: nn.Module) -> Iterator[nn.Module]:
