@@ -338,7 +338,7 @@ def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str
         ({"k": []}, "k must be a list"),
         ({"k": 2}, "k must be a list"),
         ({"k": [True]}, "k must be a list"),
-        ({"k": [1, 2]}, r"max_k=4 has gist tokens that k=\[1, 2\] never trains; set it to 2"),
+        ({"k": [1, 2]}, r"max_k=4 has gist tokens that k=\[1, 2\] never trains; make it 2"),
         ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
         ({"warmup": None}, "warmup must be a number, got None"),
         ({"lora_rank": None}, "frozen recipe needs a lora_rank"),

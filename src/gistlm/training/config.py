@@ -147,7 +147,7 @@ class TrainConfig:
         if self.k is not None and not (isinstance(self.k, list) and self.k and all(map(self._may_draw, self.k))):
             raise InputError(f"k must be a list of whole numbers from 1 to max_k={self.max_k}, or null, got {self.k!r}")
         if self.k is not None and not self.kept and max(self.k) < self.max_k:
-            raise InputError(f"max_k={self.max_k} has gist tokens k={self.k} never trains; set it to {max(self.k)}")
+            raise InputError(f"max_k={self.max_k} has gist tokens that k={self.k} never trains; make it {max(self.k)}")
         if self.kept >= self.max_k:
             raise InputError(f"kept must be from 0 to max_k - 1 = {self.max_k - 1}, got {self.kept}")
         if self.kept and self.recipe != Recipe.FROZEN:
