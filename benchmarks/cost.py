@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.checkpoint_config import Recipe
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES

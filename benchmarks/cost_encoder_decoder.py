@@ -29,8 +29,8 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.checkpoint_config import Recipe
 from gistlm.errors import GistlmError
 from gistlm.files import write_atomically
 

@@ -1,4 +1,4 @@
-"""Compress a real system prompt with the shipped checkpoint, reuse the gist, and show what was saved.
+"""Compress a system prompt with the shipped checkpoint, reuse the gist, and show what was saved.
 
 Run: python examples/demo.py [--prompt FILE] [--question TEXT ...] [-k 16]
 """
@@ -6,25 +6,37 @@ Run: python examples/demo.py [--prompt FILE] [--question TEXT ...] [-k 16]
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging
+from rich.text import Text
 
-from gistlm import Gist, GistModel
 from gistlm.errors import GistlmError
 
+if TYPE_CHECKING:
+    from gistlm import Gist, GistModel
+
 PROMPT = Path(__file__).parent / "support_prompt.txt"
+WHAT_HOLDS = (
+    "This gist holds the role and the tone, and loses names and numbers that the full prompt holds. Put what must be "
+    "exact into the question, or compress less (-k 64). What the full prompt gets wrong too is the small model's."
+)
 QUESTIONS = [
-    "My parcel has not arrived. What can I do?",
-    "Can I bring back shoes that I have worn?",
-    "Who are you?",
+    "My parcel has not arrived. What can I do?",  # role and tone hold
+    "How long do I have to return something?",  # a number that this gist holds
+    "What are your opening hours?",  # numbers that it does not hold
+    "Which company do you work for?",  # a name that it does not hold
 ]
+MAX_NEW_TOKENS = 40
 
 
 def main() -> None:
@@ -38,10 +50,14 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """The whole story: load, compress, save, load again, answer three ways, count."""
     console = Console()
+    prompt = options.prompt.read_text(encoding="utf-8").strip()
+    with step(console, "importing torch and transformers"):
+        from transformers.utils import logging
+
+        from gistlm import Gist, GistModel
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    prompt = options.prompt.read_text(encoding="utf-8").strip()
-    with console.status("Loading the model (the first time, its file is converted: about half a minute) ..."):
+    with step(console, "loading the model (at its first use its file is converted, which takes up to a minute)"):
         model = GistModel.from_pretrained(options.model)
 
     started = time.perf_counter()
@@ -57,6 +73,8 @@ def run(options: argparse.Namespace) -> None:
         f"{seconds:.2f} s; KV cache {info['prompt_nbytes']:,} -> {info['nbytes']:,} bytes; file {size:,} bytes\n"
     )
     show_answers(console, model, prompt, gist, options.question)
+    if options.question is QUESTIONS:
+        console.print(WHAT_HOLDS)
     show_times(console, model, prompt, gist, options.question[0])
 
 
@@ -66,21 +84,31 @@ def show_answers(console: Console, model: GistModel, prompt: str, gist: Gist, qu
     inputs = questions * 3
     gists = [gist] * n + [None] * (2 * n)
     prompts = [None] * n + [prompt] * n + [None] * n
-    with console.status("Answering ..."):
-        answers = model.generate(inputs, gists, prompts=prompts, max_new_tokens=48)
+    with step(console, f"answering {n} questions in three ways"):
+        answers = model.generate(inputs, gists, prompts=prompts, max_new_tokens=MAX_NEW_TOKENS)
     for row, question in enumerate(questions):
-        table = Table(title=question, title_justify="left", title_style="bold cyan", show_lines=True)
+        table = Table(title=Text(question, "bold cyan"), title_justify="left", show_lines=True)
         table.add_column("before the question", no_wrap=True)
         table.add_column("answer")
         for at, name in enumerate(("the gist", "the full prompt", "nothing")):
-            table.add_row(name, answers[row + at * n].strip())
+            table.add_row(name, Text(shown(answers[row + at * n])))
         console.print(table)
+
+
+def shown(answer: str) -> str:
+    """An answer up to the first sentence that it says again, as small models may do without end."""
+    sentences = re.findall(r"\S.*?(?:[.!?](?=\s|$)|$)", answer.strip(), re.DOTALL)
+    for at, sentence in enumerate(sentences):
+        if sentence in sentences[:at]:
+            return " ".join(sentences[:at]) + " [says it again]"
+    cut = "" if answer.strip().endswith((".", "!", "?")) else " ..."
+    return answer.strip() + cut
 
 
 def show_times(console: Console, model: GistModel, prompt: str, gist: Gist, question: str) -> None:
     """Time to first token, in turns, with the gist and with the prompt encoded anew."""
     times: dict[str, list[float]] = {"gist": [], "prompt": []}
-    with console.status("Timing ..."):
+    with step(console, "timing"):
         for _ in range(5):
             times["gist"].append(seconds_of(lambda: model.generate(question, gist, max_new_tokens=1)))
             times["prompt"].append(seconds_of(lambda: model.generate(question, prompts=prompt, max_new_tokens=1)))
@@ -90,6 +118,17 @@ def show_times(console: Console, model: GistModel, prompt: str, gist: Gist, ques
         f"\nTime to first token: {medians['gist'] * 1000:.0f} ms over the gist, {medians['prompt'] * 1000:.0f} ms "
         f"with the prompt encoded anew ([bold]{saved:.0%} saved[/], medians of 5)"
     )
+
+
+@contextmanager
+def step(console: Console, what: str) -> Iterator[None]:
+    """Say what is being done, with a spinner in a terminal, and then how long it took."""
+    started = time.perf_counter()
+    with console.status(f"{what} ..."):
+        if not console.is_terminal:
+            console.print(f"{what} ...")
+        yield
+    console.print(f"{what}: {time.perf_counter() - started:.1f} s", style="dim")
 
 
 def seconds_of(call: object) -> float:

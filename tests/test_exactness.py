@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gistlm.adapter import LoraModules
 from gistlm.base import load_base
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.checkpoint_config import Recipe
 from gistlm.columns import left_pad
 from gistlm.compress import encode_prompts, write_gists
 from gistlm.engines.base import Completion, Request, Sampling

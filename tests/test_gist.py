@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistlm.errors import GistFileError, GistMismatchError, InputError
-from gistlm.gist import MAX_FILE_BYTES, Gist
+from gistlm.gist import Gist
+from gistlm.gist_file import MAX_FILE_BYTES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 GIST = make_gist(k=2, layers=1, width=1)
@@ -151,6 +152,14 @@ def test_another_dtype_is_another_gist() -> None:
     assert gist.to(torch.float32).id == gist.id
 
 
+def test_numbers_beyond_a_dtypes_range_are_not_converted_to_it() -> None:
+    large = torch.full((1, 2, 1), 1e6)
+    gist = Gist((large,), (large,), make_info())
+    with pytest.raises(InputError, match="beyond the range of float16; convert it to bfloat16 or float32"):
+        gist.to("float16")
+    assert gist.to("bfloat16").is_finite()
+
+
 # Who may read it
 
 
@@ -166,7 +175,7 @@ def test_another_models_refusal_names_both_models() -> None:
 
 
 def test_another_dtypes_refusal_names_both_dtypes() -> None:
-    with pytest.raises(GistMismatchError, match=r"gist is torch\.float32, the model is torch\.bfloat16"):
+    with pytest.raises(GistMismatchError, match="gist is float32, the model is bfloat16"):
         GIST.check_reader(GIST.provenance.model, "tiny", torch.bfloat16)
 
 

@@ -18,7 +18,8 @@ from tiny import tiny_checkpoint
 
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistFileError, GistMismatchError
-from gistlm.gist import MAX_HEADER_BYTES, Gist
+from gistlm.gist import Gist
+from gistlm.gist_file import MAX_HEADER_BYTES
 
 GIST = make_gist(k=2, layers=1, width=1)
 WHOLE = GIST.to_bytes()
@@ -98,8 +99,9 @@ ONE = torch.ones(2, 2, 1)
 @pytest.mark.parametrize(
     ("tensors", "match"),
     [
-        ({}, "for every layer, got 0 and 0"),
-        ({"layers.0.key": KEY}, "tensors that no gist has"),
+        ({}, "for every layer, got none"),
+        ({"layers.0.key": KEY}, r"it has no 'layers\.0\.value'"),
+        ({"layers.0.key": KEY, "layers.00.value": VALUE}, r"tensors that no gist has: \['layers\.00\.value'\]"),
         ({"layers.0.key": KEY, "layers.1.value": VALUE}, r"it has no 'layers\.0\.value'"),
         ({**TENSORS, "layers.2.key": ONE, "layers.2.value": ONE}, r"it has no 'layers\.1\.key'"),
         ({**TENSORS, "extra": ONE}, r"tensors that no gist has: \['extra'\]"),
@@ -114,8 +116,8 @@ ONE = torch.ones(2, 2, 1)
         ({"layers.0.key": torch.ones(2, 0, 1), "layers.0.value": torch.ones(2, 0, 1)}, "cannot be empty"),
         ({"layers.0.key": torch.ones(0, 2, 1), "layers.0.value": torch.ones(0, 2, 1)}, "cannot be empty"),
         ({"layers.0.key": torch.ones(2, 2, 0), "layers.0.value": torch.ones(2, 2, 0)}, "cannot be empty"),
-        ({"layers.0.key": ONE.to(torch.int8), "layers.0.value": ONE.to(torch.int8)}, "got torch.int8"),
-        ({"layers.0.key": ONE.double(), "layers.0.value": ONE.double()}, "got torch.float64"),
+        ({"layers.0.key": ONE.to(torch.int8), "layers.0.value": ONE.to(torch.int8)}, "got I8"),
+        ({"layers.0.key": ONE.double(), "layers.0.value": ONE.double()}, "got F64"),
         ({**TENSORS, "layers.0.value": VALUE.to(torch.bfloat16)}, "one dtype"),
         ({name: tensor.to(torch.float16) for name, tensor in TENSORS.items()}, "does not match its hash"),
         ({"layers.0.key": VALUE, "layers.0.value": KEY}, "does not match its hash"),
@@ -263,8 +265,22 @@ def test_a_gist_of_another_shape_or_place_is_refused_under_the_right_fingerprint
         model.generate("hi", forged(gist, **change), max_new_tokens=1)
 
 
-def test_numbers_that_are_not_finite_are_refused() -> None:
-    gist = GistModel(tiny_checkpoint("llama")).compress("a prompt", 2)
-    gist.keys[0][0, 0, 0] = float("nan")
-    with pytest.raises(GistFileError, match="not finite"):
-        Gist.from_bytes(Gist(gist.keys, gist.values, gist.provenance).to_bytes())
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_are_not_finite_are_neither_read_nor_written(
+    tmp_path: Path, dtype: torch.dtype, number: float
+) -> None:
+    gist = make_gist(k=2, layers=2, width=1, dtype=dtype)
+    gist.values[1][0, 1, 0] = number
+    with pytest.raises(GistFileError, match=r"not finite, in layers\.1\.value"):
+        Gist.from_bytes(save_tensors(gist._tensors(), gist._file.metadata))
+    with pytest.raises(GistFileError, match="cannot be saved: it holds numbers that are not finite"):
+        gist.save(tmp_path / "x.gist")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_largest_numbers_of_a_dtype_are_finite() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        gist = make_gist(k=2, layers=1, width=1, dtype=dtype)
+        gist.values[0][0, 1, 0], gist.values[0][0, 0, 0] = torch.finfo(dtype).max, torch.finfo(dtype).min
+        assert same(Gist.from_bytes(gist.to_bytes()), gist)

@@ -29,9 +29,9 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from gistlm import legacy
+from gistlm.catalog import is_legacy
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import MissingDependencyError, ModelError
-from gistlm.legacy import is_legacy
 
 WITH_SPECIAL = ("Mind <GIST> and <s> and </s>.", "what is <GIST>?")
 
@@ -182,7 +182,7 @@ def test_a_folder_that_holds_something_else_is_not_one_and_raises_nothing(tmp_pa
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_or_an_oversized_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_json(tmp_path / "folder", config={"vocab_size": 9}, added_tokens={GIST: 8})
-    monkeypatch.setattr(legacy, "_MAX_JSON_BYTES", 10)
+    monkeypatch.setattr("gistlm.files._MAX_JSON_BYTES", 10)
     assert not is_legacy(folder)
     monkeypatch.undo()
     (folder / "config.json").unlink()

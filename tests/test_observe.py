@@ -23,7 +23,8 @@ from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
 from gistlm.mask import Part
-from gistlm.observe import READ_AGAIN, Look, Observation, Watch, check_observable, fit, missed
+from gistlm.observe import Look, Observation, Watch, check_observable, fit, missed
+from gistlm.placement import READ_AGAIN
 from gistlm.stock import CACHE
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.objectives import passes_of

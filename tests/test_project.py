@@ -1,6 +1,7 @@
 """The project's own promises: what it installs, how its files lie, and that tests stay on this machine."""
 
 import ast
+import importlib.metadata
 import os
 import random
 import shutil
@@ -15,6 +16,8 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import gistlm
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -65,6 +68,11 @@ def test_setup_says_which_python_it_needs_before_it_does_anything(tmp_path: Path
     assert not (tmp_path / ".venv").exists()
 
 
+def test_the_version_is_written_once() -> None:
+    assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
+    assert importlib.metadata.version("gistlm") == gistlm.__version__
+
+
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, gistlm; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -77,10 +85,10 @@ def test_the_import_contract_holds() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_source_file_opens_with_a_docstring_and_fits_in_300_lines(path: Path) -> None:
+def test_a_source_file_opens_with_a_docstring_and_fits_in_400_lines(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), f"{path.name} does not say what it does"
-    assert len(text.splitlines()) <= 300, f"{path.name} should be split"
+    assert len(text.splitlines()) <= 400, f"{path.name} should be split"
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0)])

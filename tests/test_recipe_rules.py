@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 from gistlm.base import load_base
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.checkpoint_config import Recipe
 from gistlm.engines.transformers import GistModel
 from gistlm.prompt import PromptTokenizer, default_format
 from gistlm.training.config import read_config

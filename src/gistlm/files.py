@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
+import stat
 import time
 from pathlib import Path
+from typing import Any
 
 from gistlm.errors import InputError
 
+_MAX_JSON_BYTES = 64 << 20
 _TEMPORARY = re.compile(r"\.gistlm-[0-9a-f]{16}\.tmp")
 
 
@@ -55,6 +59,20 @@ def check_target(path: Path, source: str | Path | None = None) -> None:
         temporary.unlink()
     except OSError as error:
         raise InputError(f"cannot write to {path}: {reason(error)}; name another file") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size. Raises `OSError`, or `ValueError` for anything else."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} is no file of at most {_MAX_JSON_BYTES:,} bytes")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return values
 
 
 def remove_abandoned(folder: Path, seconds: float = 3600) -> None:

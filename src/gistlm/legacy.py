@@ -11,7 +11,6 @@ Knows nothing of gists or generation.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -26,9 +25,10 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from gistlm.base import Base, fingerprint_weights, load_base
-from gistlm.checkpoint import GIST_TOKEN, Checkpoint
-from gistlm.checkpoint_config import CheckpointConfig, Recipe
+from gistlm.checkpoint import Checkpoint
+from gistlm.checkpoint_config import GIST_TOKEN, CheckpointConfig, Recipe
 from gistlm.errors import MissingDependencyError, ModelError
+from gistlm.files import read_json
 from gistlm.initial import embedding_weight
 from gistlm.prompt import PromptFormat, PromptTokenizer, paper_format
 
@@ -40,16 +40,6 @@ DIFFERENCE_NORM = 0.1
 The final RMSNorm of a trained LLaMA is above 1, that of a random model is 1. The published checkpoints took
 3,000 steps of AdamW at a learning rate of up to 2e-5, which move a weight by 0.06 at the very most.
 """
-_MAX_JSON_BYTES = 64 << 20
-
-
-def is_legacy(folder: Path) -> bool:
-    """Whether <GIST> is the last entry of the folder's vocabulary; reads bounded JSON files and never raises."""
-    try:
-        last = _read_json(folder / "config.json")["vocab_size"] - 1
-        return bool(_gist_index(folder) == last)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
 
 
 def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | None) -> Checkpoint:
@@ -60,7 +50,7 @@ def load_legacy(folder: Path, device: str | None, dtype: torch.dtype | None) -> 
     """
     remedy = "add the base model to it with: gistlm convert --diff DIFFERENCE --base BASE -o OUTPUT"
     has_weights = any(file.suffix == ".safetensors" for file in folder.iterdir())
-    if not has_weights and not _read_json(folder / "config.json").get("is_encoder_decoder"):
+    if not has_weights and not read_json(folder / "config.json").get("is_encoder_decoder"):
         raise ModelError(
             f"{folder} holds no safetensors; if it is a difference to a base model's weights, {remedy}; "
             f"a whole model is written as safetensors by transformers' save_pretrained"
@@ -182,29 +172,6 @@ def _write_whole(checkpoint: Checkpoint, target: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def _gist_index(folder: Path) -> object:
-    """The id of <GIST> as the first of the tokenizer's files that has it says; None when none has."""
-    if (file := folder / "added_tokens.json").is_file() and GIST_TOKEN in (tokens := _read_json(file)):
-        return tokens[GIST_TOKEN]
-    if (file := folder / "tokenizer_config.json").is_file():
-        for index, token in _read_json(file).get("added_tokens_decoder", {}).items():
-            if token["content"] == GIST_TOKEN:
-                return int(index)
-    for token in _read_json(folder / "tokenizer.json")["added_tokens"]:
-        if token["content"] == GIST_TOKEN:
-            return token["id"]
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} is no file of at most {_MAX_JSON_BYTES:,} bytes")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return values
 
 
 def _has_file(name: str, file: str) -> bool:

@@ -26,8 +26,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gistlm.errors import UnsupportedModelError
 
-READ_AGAIN = 8
-"""Most of a prompt's tokens that are read once more as observers."""
 FEW = 4
 """At most so many tokens are few to leave out,"""
 FEW_PART = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-from gistlm.errors import GistFileError
+from gistlm.errors import GistFileError, GistMismatchError
 
 MAX_POSITION = 1 << 31
 
@@ -39,6 +39,18 @@ class GistInfo:
                 )
         if not all(0 <= number < MAX_POSITION for number in (self.prompt_tokens, self.start, self.kept)):
             raise GistFileError(f"a gist's prompt_tokens, start and kept are from 0 to {MAX_POSITION - 1:,}")
+
+    def check_model(self, fingerprint: str, name: str) -> None:
+        """Raise `GistMismatchError` unless a model with this fingerprint can read the gist; ``name`` is for people."""
+        if self.model != fingerprint:
+            raise self.mismatch(name, fingerprint[:12])
+
+    def mismatch(self, name: str, fingerprint: str) -> GistMismatchError:
+        """The error for a gist that a model of that name cannot read; both texts are for people."""
+        return GistMismatchError(
+            f"this gist was made for {self.base} (fingerprint {self.model[:12]}), not for {name} "
+            f"({fingerprint}); compress the prompt again with this model"
+        )
 
     def to_json(self) -> str:
         """As a gist's file holds it."""

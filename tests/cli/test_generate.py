@@ -47,7 +47,7 @@ def test_the_model_is_loaded_in_the_gists_dtype_unless_told_otherwise(fake: Run,
     fake("compress", prompt, "-o", "half.gist", "--dtype", "float16")
     assert fake("generate", "--gist", "half.gist", "Hi").exit_code == 0
     result = fake("generate", "--gist", "half.gist", "--dtype", "float32", "Hi")
-    assert "this gist is torch.float16, the model is torch.float32" in error_line(result)
+    assert "this gist is float16, the model is float32" in error_line(result)
 
 
 def test_json_tells_what_the_answer_took(fake: Run, gist: Path) -> None:
@@ -148,7 +148,7 @@ def test_options_that_contradict_each_other_are_wrong_usage(fake: Run, gist: Pat
         (["--stop", "", "Hi"], "stop must be a non-empty string"),
         (["--seed", "-1", "Hi"], "seed must be a whole number"),
         (["--gist", "prompt.gist", "--model", "other", "Hi"], "not for other"),
-        (["--gist", "prompt.gist", "--dtype", "bfloat16", "Hi"], "this gist is torch.float32, the model is"),
+        (["--gist", "prompt.gist", "--dtype", "bfloat16", "Hi"], "this gist is float32, the model is"),
         (["-n", "5000", "Hi"], "this model has room for 4,096"),
     ],
 )

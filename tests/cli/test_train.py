@@ -129,11 +129,17 @@ def test_set_reads_numbers_lists_and_null_from_the_command_line(
         ("steps.0=1", "steps is neither a list nor a mapping"),
         ("steps=[", "the value is not YAML"),
         ("data.0.path=missing.jsonl", "missing.jsonl"),
-        ("base=./no/such/model", "there is no model at ./no/such/model"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(real: Run, recipe: Path, change: str, said: str) -> None:
     assert said in error_line(real("train", recipe, "--set", change))
+
+
+def test_a_missing_base_is_one_sentence_after_what_the_data_gave(real: Run, recipe: Path) -> None:
+    result = real("train", recipe, "--set", "base=./no/such/model")
+    held_out, error = result.stderr.splitlines()
+    assert held_out == "4 of 4 validation rows are held out, apart by prompt"
+    assert error.startswith("error: there is no model at ./no/such/model")
 
 
 @pytest.mark.parametrize("change", ["steps", "=3", "data..path=x"])

@@ -27,7 +27,8 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from safetensors.torch import load_file
 from tiny import save_tiny
 
-from gistlm.checkpoint import ADAPTER_WEIGHTS, EMBEDDINGS
+from gistlm.checkpoint import ADAPTER_WEIGHTS
+from gistlm.checkpoint_config import EMBEDDINGS
 from gistlm.cli.train import train as train_command
 from gistlm.errors import InputError, ModelError
 from gistlm.training.batches import Collator, Draws, Example, Examples

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_tiny
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.checkpoint_config import Recipe
 from gistlm.errors import InputError
 from gistlm.initial import Initial, embedding_weight, initial_embeddings
 from gistlm.mask import Part

@@ -59,7 +59,6 @@ def write(tmp_path: Path) -> Write:
                     {"role": "system", "content": "Be brief."},
                     {"role": "assistant", "content": "Welcome."},
                     {"role": "user", "content": "Hello"},
-                    {"role": "tool", "content": "ignored"},
                     {"role": "assistant", "content": "Hi"},
                     {"role": "user", "content": "Bye"},
                     {"role": "assistant", "content": "See you"},
@@ -72,6 +71,9 @@ def write(tmp_path: Path) -> Write:
             [Row("List three.", "", "1 2 3")],
         ),
         ({"messages": None, "instances": None, **ALPACA}, [Row("Add.", "1 2", "3")]),
+        ({"prompt": "P", "completion": " C"}, [Row("P", "", " C")]),
+        ({"instruction": "I", "input": "X", "completion": "C", "task": "t"}, [Row("I", "X", "C", task="t")]),
+        ({"prompt": "P", "output": "O", "completion": "C"}, [Row("P", "", "O")]),
     ],
     ids=[
         "alpaca",
@@ -83,6 +85,9 @@ def write(tmp_path: Path) -> Write:
         "chat",
         "sharegpt",
         "nulls",
+        "completion",
+        "instruction-completion",
+        "output-before-completion",
     ],
 )
 def test_each_format_is_recognised_by_its_keys(write: Write, record: dict[str, Any], rows: list[Row]) -> None:
@@ -110,10 +115,37 @@ def test_limit_stops_reading_before_a_broken_line(write: Write) -> None:
     assert len(read_rows(write(ALPACA, b"{broken\n"), limit=1)) == 1
 
 
-def test_rows_without_a_prompt_or_an_output_are_dropped(write: Write) -> None:
+def test_rows_that_lack_something_are_dropped_and_counted_by_reason_with_the_first_of_each(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gistlm")
     unanswered = {"messages": [{"role": "user", "content": "Anyone?"}]}
-    path = write({**ALPACA, "output": " "}, {**ALPACA, "instruction": ""}, unanswered, ALPACA)
+    no_output = {**ALPACA, "output": " "}, {**ALPACA, "output": None}
+    seeds = [{"instruction": "Name one.", "instances": instances} for instances in ([], [{"input": "a"}])]
+    path = write(ALPACA, *no_output, {**ALPACA, "instruction": ""}, unanswered, *seeds)
     assert read_rows(path) == [Row("Add.", "1 2", "3")]
+    assert caplog.messages == [
+        f"3 rows dropped: no output (first: {path}:2)",
+        f"1 row dropped: no prompt (first: {path}:4)",
+        f"1 row dropped: no assistant message after the user message (first: {path}:5)",
+        f"1 row dropped: no instances (first: {path}:6)",
+    ]
+
+
+def test_a_limit_counts_the_rows_that_are_dropped_before_it(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="gistlm")
+    lacking = {**ALPACA, "output": ""}
+    path = write(lacking, ALPACA, lacking)
+    assert len(read_rows(path, limit=1)) == 1
+    assert caplog.messages == [f"1 row dropped: no output (first: {path}:1)"]
+
+
+def test_a_file_whose_rows_are_all_usable_is_read_without_a_word(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gistlm")
+    read_rows(write(ALPACA))
+    assert not caplog.messages
 
 
 # Splitting
@@ -190,7 +222,11 @@ def test_splitting_loses_no_text(texts: list[str], seed: int) -> None:
         (b'{"instruction": "a", "output": "b"}\n"\xff"\n', r"rows\.jsonl:2 is not UTF-8"),
         (b"[" * 100_000, r"rows\.jsonl:1 is JSON that cannot be read"),
         (b'{"question": "a", "answer": "b"}', r"rows\.jsonl:1 has no known .* \(found: question, answer\)"),
-        (b'{"instruction": "a", "output": null}', r"found: instruction\); allowed are prompt or instruction"),
+        (
+            b'{"instruction": "a", "output": null}',
+            r"no usable row \(1 row dropped: no output \(first: .*:1\)\)",
+        ),
+        (b'{"instruction": "a", "result": "b"}', r"found: instruction, result\); allowed are prompt or instruction"),
         (b"{}", "found: none"),
         (b"[1]", r"rows\.jsonl:1: a row is a JSON list; it must be an object"),
         (b'{"instruction": "a", "output": 5}', "'output' is a JSON number; it must be text"),
@@ -198,7 +234,12 @@ def test_splitting_loses_no_text(texts: list[str], seed: int) -> None:
         (b'{"instruction": "a", "instances": {}}', "'instances' is a JSON object; it must be a list"),
         (b'{"messages": "hi"}', "'messages' is a JSON string; it must be a list"),
         (b'{"messages": [null]}', "a message is a JSON null"),
-        (b'{"messages": [{"role": "user", "content": [1]}]}', "'content' is a JSON list; it must be text"),
+        (b'{"messages": [{"role": "user", "content": 1}]}', "'content' is a JSON number; it must be text, so put it"),
+        (b'{"messages": [{"role": "user", "content": {}}]}', "'content' is a JSON object; it must be text$"),
+        (b'{"messages": [{"role": "user", "content": [1]}]}', "a content part is a JSON number; it must be an object"),
+        (b'{"messages": [{"role": "user", "content": [{"text": 1}]}]}', "'text' is a JSON number; it must be text"),
+        (b'{"prompt": [], "completion": "text"}', "'completion' is a JSON string; it must be a list"),
+        (b'{"prompt": "text", "completion": []}', "'completion' is a JSON list; it must be text$"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(write: Write, content: bytes, message: str) -> None:

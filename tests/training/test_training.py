@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 
 from gistlm import GistModel
 from gistlm.base import load_base
-from gistlm.checkpoint import ADAPTER, EMBEDDINGS
-from gistlm.checkpoint_config import CONFIG
+from gistlm.checkpoint import ADAPTER
+from gistlm.checkpoint_config import CONFIG, EMBEDDINGS
 from gistlm.errors import DataError, InputError, ModelError
 from gistlm.training.config import TrainConfig, parse_config, read_config
 from gistlm.training.loop import train

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gistlm import __version__
+from gistlm.cli.arguments import Command
 from gistlm.cli.chat import chat
 from gistlm.cli.compress import compress
 from gistlm.cli.convert import convert
@@ -40,7 +41,7 @@ def _help(text: str | None) -> str:
 
 
 for _command in COMMANDS:
-    app.command(_command.__name__, help=_help(_command.__doc__))(guarded(_command))
+    app.command(_command.__name__, cls=Command, help=_help(_command.__doc__))(guarded(_command))
 
 
 def _version(wanted: bool) -> None:

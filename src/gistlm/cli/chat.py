@@ -62,12 +62,16 @@ def chat(
       gistlm chat --gist system.gist
     """
     from gistlm.engines.base import Sampling
-    from gistlm.gist import Gist
+    from gistlm.gist_file import GistFile
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stop or ()), seed)
-    known = Gist.load(gist)
-    loaded = EngineOptions(engine, model, base, device, dtype).load(known)
-    Conversation(loaded, known, sampling, interactive=sys.stdin.isatty()).run()
+    file = GistFile.load(gist)
+    options = EngineOptions(engine, model, base, device, dtype)
+    options.preflight(file)
+    loaded = options.load(file)
+    from gistlm.gist import Gist
+
+    Conversation(loaded, Gist.from_file(file), sampling, interactive=sys.stdin.isatty()).run()
     loaded.close()
 
 

@@ -52,7 +52,10 @@ def compress(
         raise InputError(f"-k is the number of gist tokens, 1 or more; got {k}")
     text = read_prompt(prompt)
     check_target(output, None if prompt == STDIN else prompt)
-    loaded = EngineOptions(engine, model, base, device, dtype).load()
+    options = EngineOptions(engine, model, base, device, dtype)
+    if known := options.preflight():
+        known.check_prompt(text, k)
+    loaded = options.load()
     begin = time.perf_counter()
     gist: Gist = loaded.compress(text, k)  # type: ignore[assignment]  # one prompt gives one gist
     seconds = time.perf_counter() - begin

@@ -16,6 +16,7 @@ from gistlm.cli.results import print_results
 from gistlm.cli.show import duration
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import check_target
+from gistlm.training.rows import check_source
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine
@@ -101,6 +102,11 @@ def eval(
     """
     _check_usage(data, json, judge, judge_model, generate)
     ks = _numbers(k)
+    options = EngineOptions(engine, model, base, device, dtype)
+    if known := options.preflight():
+        known.check_k(max(ks))
+    if data is not None:
+        check_source(data)
     begin = time.perf_counter()
     from gistlm.evaluation.runner import EvalConfig
     from gistlm.evaluation.words import LLMLINGUA2
@@ -110,7 +116,7 @@ def eval(
         ks, names, limit, max_tokens, new_tokens, generate, batch_size, seed, classifier=llmlingua2 or LLMLINGUA2
     )
     _use_threads(threads)
-    loaded = EngineOptions(engine, model, base, device, dtype).load()
+    loaded = options.load()
     judging = Judging(judge, judge_model, judge_key_env) if judge and judge_model else None
     with _journal(json, loaded) as journal:
         results = _measure(loaded, data, config, data is None if probe is None else probe, judging, journal)

@@ -32,6 +32,8 @@ from gistlm.cli.text import STDIN, read_input, read_prompt
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine, Request, Sampling
+    from gistlm.gist import Gist
+    from gistlm.gist_file import GistFile
 
 
 def generate(
@@ -68,13 +70,18 @@ def generate(
     """
     _check_usage(text, gist, prompt_file, compare)
     from gistlm.engines.base import Request, Sampling
-    from gistlm.gist import Gist
+    from gistlm.gist_file import GistFile
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stop or ()), seed)
-    known = Gist.load(gist) if gist is not None else None
+    file = GistFile.load(gist) if gist is not None else None
     prompt = read_prompt(prompt_file) if prompt_file is not None else None
-    request = Request(read_input(text), known, None if compare else prompt)
-    loaded = EngineOptions(engine, model, base, device, dtype).load(known)
+    question = read_input(text)
+    options = EngineOptions(engine, model, base, device, dtype)
+    if known := options.preflight(file):
+        known.check_request(question, prompt, None, max_new_tokens)
+        known.check_request(question, None, file, max_new_tokens)
+    loaded = options.load(file)
+    request = Request(question, read_gist(file), None if compare else prompt)
     if compare:
         from gistlm.cli.compare import compare_answers, print_comparison
 
@@ -85,6 +92,13 @@ def generate(
     else:
         _stream(loaded, request, sampling)
     loaded.close()
+
+
+def read_gist(file: GistFile | None) -> Gist | None:
+    """The gist of a file, to be computed with; loads torch, which the file alone does not."""
+    from gistlm.gist import Gist
+
+    return None if file is None else Gist.from_file(file)
 
 
 def answer(engine: Engine, request: Request, sampling: Sampling) -> dict[str, Any]:

@@ -22,9 +22,9 @@ def inspect(
       gistlm inspect system.gist
       gistlm inspect system.gist --json
     """
-    from gistlm.gist import Gist
+    from gistlm.gist_file import GistFile
 
-    info = Gist.load(path).info()
+    info = GistFile.load(path).info()
     if as_json:
         print_json(info)
         return

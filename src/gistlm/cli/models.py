@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,50 +41,18 @@ def models(as_json: JsonOption = False) -> None:
 
 
 def _describe(name: str, folder: Path) -> dict[str, Any]:
-    from gistlm.checkpoint_config import CONFIG
-    from gistlm.errors import ModelError
+    from gistlm.base_files import is_here
+    from gistlm.checkpoint_config import read_config
+    from gistlm.preflight import embedding_shapes
 
-    try:
-        record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        base, recipe = str(record["base"]), str(record["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / CONFIG} is damaged: {error!r}; install gistlm again") from error
+    config, _ = read_config(folder)
+    shapes = embedding_shapes(folder)
     return {
         "name": name,
-        "base": base,
-        "recipe": recipe,
-        "max_k": _max_k(folder, record.get("kept", 0)),
+        "base": config.base,
+        "recipe": config.recipe.value,
+        "max_k": None if shapes is None else shapes[0] + config.kept,
         "nbytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "base_available": _is_here(base),
+        "base_available": config.base == "." or is_here(config.base),
         "path": str(folder),
     }
-
-
-def _max_k(folder: Path, kept: int) -> int | None:
-    """Rows of the gist embeddings, from the file's header, and kept tokens; None when there is no such file."""
-    from safetensors import SafetensorError, safe_open
-
-    from gistlm.checkpoint import EMBEDDINGS
-
-    try:
-        with safe_open(folder / EMBEDDINGS, "pt") as file:
-            return int(file.get_slice("gist_embeddings").get_shape()[0]) + kept
-    except (OSError, SafetensorError):
-        return None
-
-
-def _is_here(base: str) -> bool:
-    """Whether a base can be loaded without a connection."""
-    from gistlm.base import PACKAGE
-
-    if base.startswith(PACKAGE):
-        return importlib.util.find_spec(base.removeprefix(PACKAGE).partition("/")[0]) is not None
-    if base == "." or Path(base).expanduser().is_dir():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(base, "config.json"), str)
-    except HFValidationError:
-        return False

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gistlm.errors import InputError
+
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine, Sampling, SamplingOptions
-    from gistlm.gist import Gist
+    from gistlm.gist_file import GistFile
+    from gistlm.preflight import Preflight
 
 DEFAULT_MODEL = "smollm2-135m"
+READS_CHECKPOINTS = ("transformers",)
+"""Engines that run a checkpoint of `gistlm models`."""
 
 ModelOption = Annotated[
     str,
@@ -57,12 +62,31 @@ class EngineOptions:
     device: str | None
     dtype: str | None
 
-    def load(self, gist: Gist | None = None) -> Engine:
+    def preflight(self, gist: GistFile | None = None) -> Preflight | None:
+        """What can be refused before the engine is loaded; None where that takes the engine itself.
+
+        Raises `GistlmError` where the model or the dtype cannot be had, or is not that of the gist.
+        """
+        from gistlm.gist_file import DTYPES, check_dtype
+        from gistlm.preflight import Preflight
+
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        known = Preflight.of(self.model, self.base) if self.engine in READS_CHECKPOINTS else None
+        if known is not None and gist is not None:
+            known.check_gist(gist)
+        if gist is not None and self.dtype is not None:
+            check_dtype(gist.dtype, self.dtype)
+        return known
+
+    def load(self, gist: GistFile | None = None) -> Engine:
         """The engine; without a dtype of its own, in the dtype of the gist that it is to read."""
+        from gistlm.cli.imports import without_unneeded
         from gistlm.engines.base import load_engine
 
-        dtype = self.dtype or (gist.info()["dtype"] if gist is not None else None)
-        return load_engine(self.engine, self.model, base=self.base, device=self.device, dtype=dtype)
+        dtype = self.dtype or (gist.dtype if gist is not None else None)
+        with without_unneeded():
+            return load_engine(self.engine, self.model, base=self.base, device=self.device, dtype=dtype)
 
 
 def stream_options(sampling: Sampling) -> SamplingOptions:

@@ -44,9 +44,12 @@ def train(
 
 def read_recipe(path: Path, settings: list[tuple[list[str], Any]]) -> TrainConfig:
     """The recipe with its settings: whole options first, then places inside them."""
-    from gistlm.training.config import parse_config, read_config
+    from gistlm.training.recipe_file import read_recipe_file
 
-    config = read_config(path, {keys[0]: value for keys, value in settings if len(keys) == 1})
+    given = read_recipe_file(path)  # first: what is wrong with the file shows before torch is imported
+    from gistlm.training.config import parse_config
+
+    config = parse_config({**given, **{keys[0]: value for keys, value in settings if len(keys) == 1}}, str(path))
     inner = [(keys, value) for keys, value in settings if len(keys) > 1]
     if not inner:
         return config

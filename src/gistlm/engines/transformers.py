@@ -17,7 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
-from gistlm.compress import check_k, compress
+from gistlm.compress import compress
 from gistlm.engines.base import (
     Completion,
     Engine,
@@ -33,6 +33,7 @@ from gistlm.engines.encoder_layout import EncoderLayout
 from gistlm.engines.layout import Layout, Prepared
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
+from gistlm.placement import check_k
 from gistlm.prompt import Input
 from gistlm.store.base import request_name
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gistlm.compress import check_k
 from gistlm.engines.base import Engine, Request, Sampling
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, metrics
@@ -24,6 +23,7 @@ from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.table import Table
 from gistlm.evaluation.words import LLMLINGUA2
+from gistlm.placement import check_k
 from gistlm.training.rows import Row, check_count, read_rows
 
 MAX_LOGITS = 1 << 26

@@ -12,10 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gistlm.adapter import LoraModules
-from gistlm.checkpoint_config import CheckpointOptions, Recipe
+from gistlm.checkpoint import CheckpointOptions
+from gistlm.checkpoint_config import Recipe
 from gistlm.errors import DataError, InputError
 from gistlm.gist import DTYPES
 from gistlm.initial import Initial
@@ -23,6 +22,7 @@ from gistlm.mask import Condition
 from gistlm.training.data import DataSource
 from gistlm.training.limits import Allowed, check_fields
 from gistlm.training.objectives import Weights
+from gistlm.training.recipe_file import read_recipe_file
 
 _WEIGHTS = (
     "distillation_weight",
@@ -234,16 +234,7 @@ class TrainConfig:
 
 def read_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """Read a recipe; ``overrides`` replace its fields. Raises `DataError` or `InputError` in one sentence."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"there is no recipe at {path}; recipes/ has examples") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"the recipe {path} must be a mapping of options, got {type(values).__name__}")
-    return parse_config({**values, **(overrides or {})}, str(path))
+    return parse_config({**read_recipe_file(path), **(overrides or {})}, str(path))
 
 
 def parse_config(values: dict[str, Any], name: str = "the recipe") -> TrainConfig:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gistlm.errors import DataError, InputError
+from gistlm.files import sha256
 from gistlm.training.limits import Allowed, check_fields
 from gistlm.training.rows import Row, read_rows
 
@@ -169,6 +170,14 @@ def without(rows: Iterable[Row], excluded: Iterable[Row]) -> list[Row]:
         return any(not known.isdisjoint(_runs(words, length)) for length, known in runs.items() if known)
 
     return [row for row in rows if not is_known(row)]
+
+
+def hash_rows(training: Sequence[Row], held_out: Sequence[Row]) -> str:
+    """A hash of the rows that a run trains on and of those held out: their texts, weights and tasks, in their order."""
+    parts = [str(len(training))]
+    for row in (*training, *held_out):
+        parts += [row.prompt, row.input, row.output, repr(float(row.cross_entropy)), row.task]
+    return sha256(*(part.encode("utf-8", "surrogatepass") for part in parts))
 
 
 def normalise(text: str) -> str:

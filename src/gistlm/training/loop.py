@@ -27,12 +27,12 @@ from gistlm.training import saves
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.data import hold_out, load_sources, without
+from gistlm.training.data import hash_rows, hold_out, load_sources, without
 from gistlm.training.fsdp import gather, part_parameters, start_moments
 from gistlm.training.launch import check_launch, shares_weights
 from gistlm.training.memory import keep_freed_memory
 from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
-from gistlm.training.rows import read_rows
+from gistlm.training.rows import Row, read_rows
 from gistlm.training.start import create_checkpoint
 from gistlm.training.teacher import Teacher
 from gistlm.training.validation import Validation
@@ -108,6 +108,8 @@ class Objective(nn.Module):
 class GistTrainer(Trainer):
     """Trainer that saves and restores only what the run changes; embeddings have a rate of their own."""
 
+    data_hash: str
+    """Of the run's rows; every save holds it."""
     model: Objective
     lr_scheduler: Any
 
@@ -135,7 +137,8 @@ class GistTrainer(Trainer):
         keep: bool = self.args.should_save
         weights = gather(self.model.trainable(), keep)
         if keep:
-            saves.write_weights(Path(output_dir or str(self.args.output_dir)), weights, self.model.tokens)
+            save = Path(output_dir or str(self.args.output_dir))
+            saves.write_weights(save, weights, self.model.tokens, self.data_hash)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -167,12 +170,16 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     with arguments.main_process_first(local=False):
         saves.check_same_run(config, run, arguments.world_size)
         save = saves.last_save(run)
+    rows, held_out, left_out = _rows(config)
+    data_hash = hash_rows(rows, held_out)
+    if save is not None:
+        saves.check_same_data(save, data_hash)
     keep_freed_memory()
     torch.set_float32_matmul_precision(config.matmul_precision)
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = create_checkpoint(config)
-    training, validation, left_out = _split(config, checkpoint, arguments.world_size)
+    training, validation = _examples(config, checkpoint, rows, held_out, arguments.world_size)
     objective = Objective(checkpoint, config)
     if save is not None:
         objective.load(save)  # before FSDP shares the weights out; DeepSpeed goes on from weights of its own
@@ -190,6 +197,7 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         ),
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
+    trainer.data_hash = data_hash
     trainer.remove_callback(PrinterCallback)
     if save is not None and saves.step_of(save) >= config.last_step:
         trainer.state = TrainerState.load_from_json(str(save / saves.STATE))  # only the end was missing
@@ -200,8 +208,8 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     return output
 
 
-def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple[Examples, Examples, int]:
-    """Training and validation examples, held apart (see `hold_out`), and how many rows `exclude` left out."""
+def _rows(config: TrainConfig) -> tuple[list[Row], list[Row], int]:
+    """Training and validation rows, held apart (see `hold_out`), and how many rows `exclude` left out."""
     found = load_sources(config.data, config.seed)
     rows = without(found, [row for path in config.exclude or [] for row in read_rows(path, split_long_inputs=True)])
     left_out = len(found) - len(rows)
@@ -209,17 +217,25 @@ def _split(config: TrainConfig, checkpoint: Checkpoint, processes: int) -> tuple
         logger.info("%d of %d rows left out: they are in %s", left_out, len(found), ", ".join(config.exclude))
     if not rows:
         raise DataError(f"all {left_out} rows are in the data to exclude; train on other data than it is measured on")
-    held_out: list[Any] = []
-    if config.validation_rows:
-        rows, held_out = hold_out(rows, config.validation_rows, config.seed)
+    return *hold_out(rows, config.validation_rows, config.seed), left_out
+
+
+def _examples(
+    config: TrainConfig, checkpoint: Checkpoint, rows: list[Row], held_out: list[Row], processes: int
+) -> tuple[Examples, Examples]:
+    """The training and validation rows that are short enough, as tokens."""
     limits = config.max_tokens, config.max_rest_tokens
     training = Examples(rows, checkpoint.prompts, *limits)
+    validation = Examples(held_out, checkpoint.prompts, *limits)
     if len(training) < config.batch_size * processes:
         raise DataError(
             f"only {len(training)} of {len(rows)} rows are short enough, and a step takes "
             f"{config.batch_size * processes}; raise max_tokens or max_rest_tokens, or give more data"
         )
-    return training, Examples(held_out, checkpoint.prompts, *limits), left_out
+    total, used = len(rows) + len(held_out), len(training) + len(validation)
+    if used < total:
+        logger.info("%d of %d rows left out: longer than max_tokens or max_rest_tokens", total - used, total)
+    return training, validation
 
 
 def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:

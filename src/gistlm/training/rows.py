@@ -2,15 +2,20 @@
 
 A record is recognised by its keys (a key whose value is null counts as absent), in this order:
 
-    messages | conversations        a chat: role and content, or from and value (see `_chat_rows`)
-    instruction, instances          a self-instruct seed task: one row for each instance of input and output
-    prompt, [input,] output         the row itself
-    instruction, [input,] output    Alpaca and T0: the instruction is the prompt
+    messages | conversations          a chat: role and content, or from and value (see `chat_rows`)
+    instruction, instances            a self-instruct seed task: one row for each instance of input and output
+    prompt, [input,] output           the row itself
+    instruction, [input,] output      Alpaca and T0: the instruction is the prompt
+    prompt, [input,] completion       OpenAI and TRL: the completion is the output
+    prompt, completion                TRL: two lists of chat messages, which together are one chat
+    instruction, [input,] completion  the same as with an output
 
-The last two may name their task, or else their template (see `hold_out`).
+Where no set of keys has all its values, nulls count as empty texts. The last five may name their task, or else their
+template (see `hold_out`).
 
-Texts are kept as they are, but for the ``<|endoftext|>`` that ends T0's outputs. Records without an output
-teach and test nothing and are dropped, as are those without a prompt unless `split_long_inputs` makes one.
+Texts are kept as they are, but for the ``<|endoftext|>`` that ends T0's outputs. A row without an output teaches and
+tests nothing and is dropped, as is one without a prompt unless `split_long_inputs` makes one. What is dropped, or used
+in part, is counted and logged by reason (see `row_counts`).
 """
 
 from __future__ import annotations
@@ -18,7 +23,6 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-import logging
 import os
 import random
 import re
@@ -30,8 +34,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from gistlm.errors import DataError, InputError, MissingDependencyError
-
-logger = logging.getLogger(__name__)
+from gistlm.training.chat_rows import chat_texts
+from gistlm.training.fields import items, kind, mapping, text
+from gistlm.training.row_counts import RowCounts, UnusableRowError
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 512 * 2**20
@@ -40,8 +45,16 @@ SPLIT_RANGE = (0.3, 0.8)
 
 _END_OF_TEXT = "<|endoftext|>"
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
-_ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}
-_ROLES |= {"assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+_FORMATS = (
+    ("messages",),
+    ("conversations",),
+    ("instruction", "instances"),
+    ("prompt", "output"),
+    ("instruction", "output"),
+    ("prompt", "completion"),
+    ("instruction", "completion"),
+)
+"""The keys by which a record is recognised; the first set that it has counts."""
 _BOUNDARIES = tuple(  # from the best place to cut a text to the least; group 1 is the separator
     re.compile(pattern)
     for pattern in (
@@ -68,17 +81,30 @@ class Row:
 def read_rows(source: str, *, limit: int | None = None, split_long_inputs: bool = False, seed: int = 0) -> list[Row]:
     """The first `limit` rows (or all) of a file, a folder or a datasets id, in their order.
 
+    Logs how many rows are dropped or used in part, for each reason, and where the first of them is.
     Raises DataError when the source cannot be read or holds no usable row, and MissingDependencyError when an
     hf: source or a folder is named and the package datasets is not installed.
     """
     check_count("limit", limit)
-    rows = list(islice(_usable(_parse(source), split_long_inputs, seed), limit))
+    counts = RowCounts()
+    rows = list(islice(_usable(_parse(source, counts), counts, split_long_inputs, seed), limit))
     if not rows:
+        found = "; ".join(counts.sentences())
         raise DataError(
-            f"{source} is empty or has no usable row; a row needs an output and a prompt, "
+            f"{source} is empty or has no usable row{found and f' ({found})'}; a row needs an output and a prompt, "
             f"or with split_long_inputs an input of at least {MIN_SPLIT_CHARS} characters"
         )
+    counts.log()
     return rows
+
+
+def check_source(source: str) -> None:
+    """Raise `DataError` unless the source is a dataset's id, a folder, or a file of a kind that can be read."""
+    if source.startswith("hf:") or os.path.isdir(source):
+        return
+    if not (source.endswith(_SUFFIXES) and os.path.exists(source)):
+        fault = "is not a kind of file that can be read" if os.path.exists(source) else "does not exist"
+        raise DataError(f"the data {source} {fault}; give a {', '.join(_SUFFIXES)} file or hf:owner/name")
 
 
 def split_text(text: str, rng: random.Random) -> tuple[str, str, str] | None:
@@ -106,32 +132,32 @@ def check_count(what: str, value: int | None) -> None:
         raise InputError(f"{what} is {value!r}; give a whole number of at least 1, or leave it out")
 
 
-def _usable(rows: Iterable[Row], split_long_inputs: bool, seed: int) -> Iterator[Row]:
+def _usable(rows: Iterable[tuple[str, Row]], counts: RowCounts, split_long_inputs: bool, seed: int) -> Iterator[Row]:
     """The rows with a prompt and an output, the prompt cut from the input where that is asked for."""
-    dropped = 0
-    for row in rows:
+    for where, row in rows:
         prompt, rest, output = row.prompt, row.input, row.output.removesuffix(_END_OF_TEXT)
         if split_long_inputs and not prompt.strip():
             prompt, _, rest = split_text(rest, random.Random(f"{seed}:{rest}")) or ("", "", rest)
-        if prompt.strip() and output.strip():
-            yield replace(row, prompt=prompt, input=rest, output=output)
+        if not output.strip():
+            counts.drop("no output", where)
+        elif not prompt.strip():
+            counts.drop("no prompt", where)
         else:
-            dropped += 1
-    if dropped:
-        logger.info("%d rows dropped: no prompt or no output", dropped)
+            yield replace(row, prompt=prompt, input=rest, output=output)
 
 
-def _parse(source: str) -> Iterator[Row]:
-    """Every row of the source, usable or not."""
+def _parse(source: str, counts: RowCounts) -> Iterator[tuple[str, Row]]:
+    """(place for messages, row) of every row of the source, be it without a prompt or an output."""
+    check_source(source)
     if source.startswith("hf:") or os.path.isdir(source):
         records = _from_datasets(source.removeprefix("hf:"))
-    elif source.endswith(_SUFFIXES) and os.path.exists(source):
-        records = _from_file(Path(source))
     else:
-        fault = "is not a kind of file that can be read" if os.path.exists(source) else "does not exist"
-        raise DataError(f"the data {source} {fault}; give a {', '.join(_SUFFIXES)} file or hf:owner/name")
+        records = _from_file(Path(source))
     for where, record in records:
-        yield from _rows_of(record, where)
+        try:
+            yield from [(where, row) for row in _rows_of(record, where, counts)]
+        except UnusableRowError as reason:
+            counts.drop(str(reason), where)
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, object]]:
@@ -160,7 +186,7 @@ def _json_list(file: IO[bytes], path: Path) -> Iterator[tuple[str, object]]:
         raise DataError(f"{path} is over {MAX_JSON_BYTES // 2**20} MB; write it as .jsonl, one row a line")
     records = _decode(content, path, 1) if content.strip() else []
     if not isinstance(records, list):
-        raise DataError(f"{path} holds a JSON {_kind(records)}; give a list of rows, or name it .jsonl")
+        raise DataError(f"{path} holds a JSON {kind(records)}; give a list of rows, or name it .jsonl")
     yield from ((f"{path}, row {number}", record) for number, record in enumerate(records, 1))
 
 
@@ -199,73 +225,53 @@ def _from_datasets(name: str) -> Iterator[tuple[str, object]]:
     yield from ((f"{name}, row {number}", record) for number, record in enumerate(dataset, 1))
 
 
-def _rows_of(record: object, where: str) -> list[Row]:
-    """The rows one record holds; its format is told by its keys."""
-    fields = _mapping(record, where, "a row")
-    keys = fields.keys()
-    if turns := keys & {"messages", "conversations"}:
-        return _chat_rows(fields, min(turns, key=("messages", "conversations").index), where)
-    if {"instruction", "instances"} <= keys:
-        prompt = _text(fields, "instruction", where)
-        instances = [_mapping(item, where, "an instance") for item in _list(fields, "instances", where)]
-        return [Row(prompt, _text(item, "input", where), _text(item, "output", where)) for item in instances]
-    for prompt_key in ("prompt", "instruction"):
-        if {prompt_key, "output"} <= keys:
-            prompt, given, output = (_text(fields, key, where) for key in (prompt_key, "input", "output"))
-            named = (str(fields[key]) for key in ("task", "template") if fields.get(key, "") != "")
-            return [Row(prompt, given, output, task=next(named, ""))]
-    found = ", ".join(str(key)[:40] for key in list(keys)[:10]) or "none"
+def _rows_of(record: object, where: str, counts: RowCounts) -> list[Row]:
+    """The rows one record holds; its format is told by its keys. Raises `UnusableRowError` where it can hold none."""
+    fields = mapping(record, where, "a row")
+    match _format_of(record, fields, where):
+        case ["messages" | "conversations" as key]:
+            return [_chat_row(fields, items(fields, key, where), where, counts)]
+        case ["instruction", "instances"]:
+            prompt = text(fields, "instruction", where)
+            instances = [mapping(item, where, "an instance") for item in items(fields, "instances", where)]
+            if not instances:
+                raise UnusableRowError("no instances")
+            return [Row(prompt, text(item, "input", where), text(item, "output", where)) for item in instances]
+        case [prompt_key, output_key]:
+            return [_flat_row(fields, prompt_key, output_key, where, counts)]
+    raise AssertionError("every format has its case")
+
+
+def _format_of(record: Any, fields: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The first format whose keys all have a value, or else are all there."""
+    for keys in (fields.keys(), record.keys()):
+        for known in _FORMATS:
+            if keys >= set(known):
+                return known
+    found = ", ".join(str(key)[:40] for key in list(fields)[:10]) or "none"
     raise DataError(
-        f"{where} has no known set of keys (found: {found}); allowed are prompt or instruction with output, "
-        f"instruction with instances, messages, or conversations; rename its keys"
+        f"{where} has no known set of keys (found: {found}); allowed are prompt or instruction with output or "
+        f"completion, instruction with instances, messages, or conversations; rename its keys"
     )
 
 
-def _chat_rows(fields: dict[str, Any], key: str, where: str) -> list[Row]:
-    """The one row of a chat, or none when no assistant message follows the first user message.
-
-    The system message is the prompt, the first user message the input, the first assistant message after it
-    the output; later turns are ignored. Without a system message the user message is the prompt.
-    """
-    first: dict[str, str] = {}
-    for item in _list(fields, key, where):
-        message = _mapping(item, where, "a message")
-        role_key, text_key = ("role", "content") if "role" in message else ("from", "value")
-        role = _ROLES.get(_text(message, role_key, where))
-        if role == "assistant" and "user" not in first:
-            continue
-        if role:
-            first.setdefault(role, _text(message, text_key, where))
-    if not {"user", "assistant"} <= first.keys():
-        return []
-    if first.get("system", "").strip():
-        return [Row(first["system"], first["user"], first["assistant"])]
-    return [Row(first["user"], "", first["assistant"])]
+def _flat_row(fields: dict[str, Any], prompt_key: str, output_key: str, where: str, counts: RowCounts) -> Row:
+    """The row of a record with a prompt and an output, be they lists of chat messages."""
+    named = (str(fields[key]) for key in ("task", "template") if fields.get(key, "") != "")
+    task = next(named, "")
+    given = text(fields, "input", where)
+    if prompt_key != "prompt" or not isinstance(fields.get(prompt_key), list):
+        return Row(text(fields, prompt_key, where), given, text(fields, output_key, where), task=task)
+    if given.strip():
+        raise UnusableRowError("an input beside a prompt of chat messages")
+    opening, completion = items(fields, prompt_key, where), items(fields, output_key, where)
+    return replace(_chat_row(fields, opening + completion, where, counts, len(opening)), task=task)
 
 
-def _mapping(value: object, where: str, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: {what} is a JSON {_kind(value)}; it must be an object with named fields")
-    return {key: item for key, item in value.items() if item is not None}
-
-
-def _list(fields: dict[str, Any], key: str, where: str) -> list[object]:
-    value = fields[key]
-    if not isinstance(value, list):
-        raise DataError(f"{where}: {key!r} is a JSON {_kind(value)}; it must be a list")
-    return value
-
-
-def _text(fields: dict[str, Any], key: str, where: str) -> str:
-    """The text of a field; empty when it is absent."""
-    value = fields.get(key, "")
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {key!r} is a JSON {_kind(value)}; it must be text, so put it in quotes")
-    if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        raise DataError(f"{where}: {key!r} holds half of a surrogate pair, which is no character; remove it")
-    return value
-
-
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
+def _chat_row(
+    fields: dict[str, Any], messages: list[object], where: str, counts: RowCounts, completion_from: int = 0
+) -> Row:
+    row = Row(*chat_texts(messages, where, counts, completion_from))
+    if fields.get("tools") or fields.get("functions"):
+        counts.use_in_part("the list of tools is ignored", where)
+    return row

@@ -1,4 +1,4 @@
-"""A run's saves, in `OUTPUT/run`: what a resumed run may go on from; knows nothing of losses or data.
+"""A run's saves, in `OUTPUT/run`: what a resumed run may go on from; knows nothing of losses or rows.
 
 A save is a folder of Trainer's, `checkpoint-STEP`, that holds only what the run changes of the model; DeepSpeed adds a
 folder of its own with all of it.
@@ -7,6 +7,7 @@ folder of its own with all of it.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -22,16 +23,19 @@ from gistlm.files import reason, write_atomically
 from gistlm.training.config import TrainConfig
 from gistlm.training.launch import launch_record
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
 _MAY_CHANGE = ("threads", "device", "stop_after", "teacher_cache", "compile")
 """Options that a resumed run may change."""
 
 
-def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int) -> None:
-    """What the run changes, and how many tokens it has seen."""
+def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int, data_hash: str) -> None:
+    """What the run changes, how many tokens it has seen, and the hash of its rows."""
     save.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, save / WEIGHTS, {"tokens": str(tokens)})
+    notes = {"tokens": str(tokens), "data": data_hash}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, save / WEIGHTS, notes)
 
 
 def read_weights(save: Path) -> dict[str, Tensor]:
@@ -40,9 +44,15 @@ def read_weights(save: Path) -> dict[str, Tensor]:
 
 
 def read_tokens(save: Path) -> int:
-    """How many tokens the run had seen; reads the file's head alone."""
+    """How many tokens the run had seen."""
+    return int(_notes(save)["tokens"])
+
+
+def _notes(save: Path) -> dict[str, str]:
+    """What `write_weights` wrote beside the tensors; reads the file's head alone."""
     with safe_open(save / WEIGHTS, "pt") as file:
-        return int(file.metadata()["tokens"])
+        notes: dict[str, str] = file.metadata()
+    return notes
 
 
 def last_save(run: Path) -> Path | None:
@@ -91,4 +101,20 @@ def check_same_run(config: TrainConfig, run: Path, processes: int) -> None:
         raise InputError(
             f"{run} holds a run of another recipe, number of processes, DeepSpeed stage, or with or without FSDP; "
             "choose another output, or delete that folder"
+        )
+
+
+def check_same_data(save: Path, data_hash: str) -> None:
+    """Raise `InputError` when a save's run used other rows: it would go on with other batches, in another order.
+
+    A save that an older gistlm made names no rows; the log says that they could not be compared.
+    """
+    known = _notes(save).get("data")
+    run = save.parent
+    if known is None:
+        logger.info("an older gistlm made the saves in %s; whether the data has changed could not be checked", run)
+    elif known != data_hash:
+        raise InputError(
+            f"{run} holds a run on other data: its last save names other rows than data and exclude of the recipe now "
+            "give; put the files back as they were, choose another output, or delete that folder"
         )

@@ -1,0 +1,242 @@
+"""A gist file: its bytes, checked, with the tensors still raw; loads no torch and knows nothing of models.
+
+The file is safetensors with a bounded JSON header. Its content hash covers every byte that matters, so a damaged file
+is refused. `gist.Gist` is the same with tensors to compute with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from gistlm.errors import GistFileError, GistMismatchError
+from gistlm.files import reason, sha256
+from gistlm.provenance import GistInfo
+
+FORMAT = "gistlm.gist"
+VERSION = 1
+MAX_HEADER_BYTES = 1 << 20
+MAX_FILE_BYTES = 4 << 30
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The dtypes that a gist may have, and the bytes of one number."""
+
+_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""What safetensors calls them."""
+_NAME = re.compile(r"layers\.(0|[1-9][0-9]*)\.(key|value)")
+
+
+class Form(NamedTuple):
+    """A tensor's dtype, such as "float32", and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+
+class Array(NamedTuple):
+    """A tensor as the file holds it."""
+
+    form: Form
+    data: bytes
+    """Its numbers, little-endian."""
+
+
+@dataclass(frozen=True, eq=False)
+class GistFile:
+    """The content of a gist file, whole by construction."""
+
+    arrays: Mapping[str, Array]
+    """By name: "layers.0.key", "layers.0.value", ... [kv_heads, k, head_dim]; of an encoder "states" [k, hidden]."""
+    provenance: GistInfo
+
+    def __post_init__(self) -> None:
+        check_forms(self.forms, self.provenance.kept)
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Dtype and shape of every tensor."""
+        return {name: array.form for name, array in self.arrays.items()}
+
+    @property
+    def dtype(self) -> str:
+        """Of all tensors alike."""
+        return self.arrays["layers.0.key"].form.dtype
+
+    @property
+    def end(self) -> int:
+        """Position of the first token after the gist."""
+        return self.provenance.start + self.forms["layers.0.key"].shape[1] - self.provenance.kept
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash (sha256, hex): equal for equal gists, on every machine."""
+        parts = [self.provenance.to_json().encode()]
+        for name, (form, data) in sorted(self.arrays.items()):
+            parts += [f"{name} torch.{form.dtype} {[*form.shape]}".encode(), data]
+        return sha256(*parts)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the header says beside the tensors."""
+        return {"format": FORMAT, "version": str(VERSION), "gist": self.provenance.to_json(), "sha256": self.id}
+
+    def info(self) -> dict[str, Any]:
+        """Plain values for people and programs; the keys are stable."""
+        return describe(self.id, self.forms, self.provenance)
+
+    def check_finite(self) -> None:
+        """Raise `GistFileError` unless every number is finite."""
+        for name, (form, data) in self.arrays.items():
+            if not _is_finite(form.dtype, data):
+                raise GistFileError(f"it holds numbers that are not finite, in {name}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> GistFile:
+        """Read a gist file. Raises `GistFileError` for anything that is not a whole gist of this version."""
+        path = Path(path)
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise GistFileError(f"{path} is not a file; give the path of a .gist file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise GistFileError(f"{path} has {status.st_size:,} bytes; a gist has at most {MAX_FILE_BYTES:,}")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise GistFileError(
+                f"there is no gist at {path}; make one with: gistlm compress PROMPT.txt -o {path}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise GistFileError(f"cannot read the gist at {path}: {reason(error)}") from error
+        return cls.from_bytes(data, str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "the data") -> GistFile:
+        """From the file's bytes, none of which is trusted. ``name`` is used in errors."""
+        metadata = _read_metadata(data, name)
+        if metadata.get("format") != FORMAT:
+            raise GistFileError(f"{name} is a safetensors file but not a gist")
+        if metadata.get("version") != str(VERSION):
+            raise GistFileError(
+                f"{name} has gist format version {metadata.get('version')}; this gistlm reads version {VERSION}"
+            )
+        try:
+            file = cls(_arrays(data), GistInfo(**json.loads(metadata["gist"])))
+        except KeyError as error:
+            raise GistFileError(f"{name} is a damaged gist: it has no {error}") from error
+        except (GistFileError, SafetensorError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise GistFileError(f"{name} is a damaged gist: {error}") from error
+        if file.id != metadata.get("sha256"):
+            raise GistFileError(f"{name} is damaged: its content does not match its hash")
+        try:
+            file.check_finite()
+        except GistFileError as error:
+            raise GistFileError(f"{name} is damaged: {error}") from None
+        return file
+
+
+def check_forms(forms: Mapping[str, Form], kept: int) -> None:
+    """Raise `GistFileError` unless tensors of these forms are a gist of which so many tokens are kept ones."""
+    names = set(forms) - {"states"}
+    if not names:
+        raise GistFileError("a gist has keys and values for every layer, got none")
+    if extra := sorted(name for name in names if not _NAME.fullmatch(name)):
+        raise GistFileError(f"it holds tensors that no gist has: {extra[:3]}")
+    layers = (len(names) + 1) // 2
+    for layer, side in product(range(layers), ("key", "value")):
+        if f"layers.{layer}.{side}" not in names:
+            raise GistFileError(f"it has no 'layers.{layer}.{side}'")
+    dtype, shape = forms["layers.0.key"]
+    k = shape[1] if len(shape) == 3 else -1
+    for layer in range(layers):
+        key, value = forms[f"layers.{layer}.key"], forms[f"layers.{layer}.value"]
+        if len(key.shape) != 3 or len(value.shape) != 3 or key.shape[:2] != value.shape[:2] or key.shape[1] != k:
+            raise GistFileError(
+                f"a gist's layers must be [kv_heads, k, head_dim], got {[*key.shape]} and {[*value.shape]}"
+            )
+        if not math.prod(key.shape) or not math.prod(value.shape):
+            raise GistFileError(f"a gist cannot be empty, got {[*key.shape]} and {[*value.shape]}")
+        if key.dtype != dtype or value.dtype != dtype:
+            raise GistFileError(f"a gist has one dtype, got {dtype}, {key.dtype} and {value.dtype}")
+    if kept > k:
+        raise GistFileError(f"a gist of {k} tokens cannot keep {kept} of its prompt")
+    states = forms.get("states")
+    if states is not None and (len(states.shape), states.shape[:1], states.dtype) != (2, (k,), dtype):
+        raise GistFileError(f"states must be {dtype} [k, hidden], got {states.dtype} {[*states.shape]}")
+    if dtype not in DTYPES:
+        raise GistFileError(f"a gist's dtype is one of {', '.join(DTYPES)}, got {dtype}")
+
+
+def describe(identity: str, forms: Mapping[str, Form], provenance: GistInfo) -> dict[str, Any]:
+    """A gist as plain values; ``identity`` is its content hash."""
+    (dtype, (heads, k, head_dim)) = forms["layers.0.key"]
+    nbytes = sum(form.nbytes for form in forms.values())
+    return {
+        "id": identity,
+        "k": k,
+        "kind": "encoder" if "states" in forms else "decoder",
+        "layers": sum(name.endswith(".key") for name in forms),
+        "kv_heads": heads,
+        "head_dim": head_dim,
+        "dtype": dtype,
+        "nbytes": nbytes,
+        "prompt_nbytes": nbytes // k * provenance.prompt_tokens,
+        "compression": round(provenance.prompt_tokens / k, 2),
+        **asdict(provenance),
+    }
+
+
+def check_dtype(own: str, wanted: str) -> None:
+    """Raise `GistMismatchError` unless a model in the dtype ``wanted`` can read a gist in ``own``."""
+    if own != wanted:
+        raise GistMismatchError(
+            f"this gist is {own}, the model is {wanted}; convert it with gist.to({wanted!r}), "
+            f"or load the model with dtype={own}"
+        )
+
+
+def _arrays(data: bytes) -> dict[str, Array]:
+    """The file's tensors. Raises `SafetensorError` for a file that safetensors would not read."""
+    found = {}
+    for name, tensor in deserialize(data):  # type: ignore[no-untyped-call]
+        dtype = _CODES.get(tensor["dtype"], tensor["dtype"])
+        found[name] = Array(Form(dtype, tuple(tensor["shape"])), tensor["data"])
+    return found
+
+
+def _is_finite(dtype: str, data: bytes) -> bool:
+    if dtype == "bfloat16":  # numpy has none: its exponent is all ones where a number is infinite or none
+        return not bool(((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(np.frombuffer(data, f"<{'f4' if dtype == 'float32' else 'f2'}")).all())
+
+
+def _read_metadata(data: bytes, name: str) -> dict[str, str]:
+    """The header's metadata; the header is bounded before it is parsed."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8:
+        raise GistFileError(f"{name} is not a gist: it has only {len(data)} bytes")
+    if length > MAX_HEADER_BYTES and data.startswith((b"\x80", b"PK\x03\x04")):
+        raise GistFileError(f"{name} is a pickle or a zip, which gistlm never opens; gists are safetensors files")
+    if length > MAX_HEADER_BYTES or length > len(data) - 8:
+        raise GistFileError(f"{name} is not a gist or is cut short: its header claims {length:,} bytes")
+    try:
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise GistFileError(f"{name} is not a gist: its header is not JSON") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise GistFileError(f"{name} is not a gist: its header has no metadata")
+    return metadata
