@@ -11,6 +11,7 @@ HOME = Path(os.environ["GISTLM_HOME"] if WORKER else tempfile.mkdtemp(prefix="gi
 os.environ.update(
     GISTLM_HOME=str(HOME),  # one for the whole run and its workers: the default model is converted once
     HF_HOME=str(HOME / "huggingface"),
+    TORCHINDUCTOR_CACHE_DIR=str(HOME / "inductor"),
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -74,6 +75,14 @@ def _guarded_lookup(lookup: Callable[..., Any]) -> Callable[..., Any]:
 socket.socket.connect = _guarded_connect(socket.socket.connect)
 socket.socket.connect_ex = _guarded_connect(socket.socket.connect_ex)
 socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
+
+
+SLOWEST = ("test_distributed", "test_benchmarks", "test_default_model", "test_compile", "test_encoder_exactness")
+"""Modules that take longest: they come first, so that no worker is left with one when the others have finished."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 def pytest_unconfigure() -> None:

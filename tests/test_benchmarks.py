@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from process_id import process_id
-from tiny import save_tiny, tiny_checkpoint
+from tiny import save_tiny, save_tiny_checkpoint, tiny_checkpoint
 
 from gistlm.errors import GistlmError, InputError, MissingDependencyError
 from gistlm.training.rows import read_rows
@@ -236,6 +236,7 @@ def test_training_speed_makes_rows_of_random_words_of_given_lengths(tmp_path: Pa
     assert figures["tokens"] == 2 * (40 + 30 + 9)
     assert figures["settings"]["data"] is None
     assert {row["condition"] for row in figures["conditions"]} == {"frozen", "paper", "plain"}
+    sizes += ["--conditions", "plain"]  # a process each
     with pytest.raises(SystemExit, match=r"^training_speed\.py: give either --data FILE or --lengths"):
         run_script("training_speed.py", *sizes)
     with pytest.raises(SystemExit, match=r"rows of 79 tokens are longer than --max-tokens 78; raise it"):
@@ -277,10 +278,11 @@ def test_a_condition_has_a_process_of_its_own_whose_end_is_told(monkeypatch: pyt
 
 def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
+    options = ["--data", str(rows), "--base", str(base), "--conditions", "plain"]
     with pytest.raises(SystemExit, match=r"^training_speed\.py: only 9 of 9 rows are of these lengths, .*has 16"):
-        run_script("training_speed.py", "--data", str(rows), "--base", str(base))
+        run_script("training_speed.py", *options)
     with pytest.raises(SystemExit, match=r"only 0 of 9 rows are of these lengths"):
-        run_script("training_speed.py", "--data", str(rows), "--base", str(base), "--min-prompt-tokens", "500")
+        run_script("training_speed.py", *options, "--min-prompt-tokens", "500")
 
 
 def test_a_training_step_changes_the_weights_and_plain_fine_tuning_sees_no_gist_tokens(
@@ -314,3 +316,30 @@ def test_an_encoder_decoder_models_gist_is_measured_against_its_full_prompt_enco
     assert all(cell["gist_bytes"] == 2 * per_token for cell in cells)
     assert all(cell["prompt_bytes"] == cell["prompt_tokens"] * per_token for cell in cells)
     assert printed.count("\n| ") >= len(cells)
+
+
+# Start
+
+
+def test_start_times_commands_as_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny, output = save_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "start.json"
+    start = _import("start", monkeypatch)
+    own = start.commands
+    quick = ("help", "inspect", "mistake: prompt too long", "mistake: damaged gist")
+    monkeypatch.setattr(start, "commands", lambda model: {what: own(model)[what] for what in quick})
+    monkeypatch.setattr(sys, "argv", ["start.py", "--model", str(tiny), "--rounds", "1", "--json", str(output)])
+    start.main()
+    figures, printed = json.loads(output.read_text()), capsys.readouterr().out
+    assert tuple(figures["seconds"]) == quick
+    for what, taken in figures["seconds"].items():
+        assert 0 < taken["min"] <= taken["median"] <= taken["max"]
+        assert what in printed
+    assert str(tmp_path) not in figures["command"]
+
+
+def test_start_measures_no_command_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = _import("start", monkeypatch)
+    with pytest.raises(SystemExit, match=r"^start\.py: gistlm --no-such-option ended with 2"):
+        start.run(["--no-such-option"], tmp_path)

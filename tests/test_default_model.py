@@ -22,14 +22,10 @@ ROWS = [
     ("Name the capital of the country.", "Germany", "The capital of Germany is Berlin."),
     ("Say whether the review is positive or negative.", "The food was cold and the waiter was rude.", "Negative"),
     ("Turn the statement into a question.", "She lives in London.", "Does she live in London?"),
-    ("Write the plural of the noun.", "child", "children"),
-    ("Give three synonyms for the word.", "happy", "Glad, cheerful, joyful"),
     ("Rewrite the sentence in the past tense.", "I walk to school every day.", "I walked to school every day."),
-    ("Give the opposite of the word.", "early", "late"),
     ("Sort the numbers from smallest to largest.", "7, 2, 9, 4", "2, 4, 7, 9"),
     ("Write a title for a news story about the subject.", "a cat in the library", "Cat Found Sleeping in Library"),
     ("List the ingredients that are needed.", "pancakes", "Flour, milk, eggs, butter and a pinch of salt."),
-    ("Explain the word to a child in one sentence.", "volcano", "A volcano is a mountain that can throw out hot rock."),
 ]
 
 pytestmark = pytest.mark.skipif(

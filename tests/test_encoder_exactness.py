@@ -23,8 +23,8 @@ from gistlm.training.objectives import passes_of
 from gistlm.training.rows import Row
 
 NEW_TOKENS = 4
-BATCHES = 50
-"""Of each of three architectures and two recipes: 300 in all."""
+BATCHES = 35
+"""Of each of three architectures and two recipes: 210 in all."""
 CASES = [(kind, recipe) for kind in ENCODER_DECODERS for recipe in ("frozen", "paper")]
 
 

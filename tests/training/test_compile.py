@@ -46,7 +46,7 @@ def options(base: Path, rows: str, output: Path, **more: Any) -> dict[str, Any]:
 @needs_compiler
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_layers_train_to_the_same_losses_and_weights(form: str, rows: str, tmp_path: Path) -> None:
-    base = save_tiny(tmp_path / "base")
+    base = save_tiny(tmp_path / "base", num_hidden_layers=1)  # each layer's parts are compiled anew
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     found = []
@@ -65,7 +65,7 @@ def test_compiled_layers_train_to_the_same_losses_and_weights(form: str, rows: s
 
 @needs_compiler
 def test_a_run_that_was_not_compiled_may_go_on_compiled(rows: str, tmp_path: Path) -> None:
-    base = save_tiny(tmp_path / "base")
+    base = save_tiny(tmp_path / "base", num_hidden_layers=1)
     whole, halved = (options(base, rows, tmp_path / name, **FORMS["frozen"]) for name in ("whole", "halved"))
     train(parse_config(whole))
     train(parse_config(halved | {"stop_after": 2}))
