@@ -11,6 +11,7 @@ All take text and return text, and every answer has exactly as many tokens as we
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,7 +41,10 @@ WORDS = _TEXT.split()
 
 
 class FullLengthModel(GistModel):
-    """A `GistModel` whose answers never end early."""
+    """A `GistModel` whose answers never end early, and whose batches have as many tokens as they are given."""
+
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 32) -> None:
+        super().__init__(checkpoint, batch_size, batch_tokens=sys.maxsize)
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         config = super()._generation_config(sampling)

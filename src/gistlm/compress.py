@@ -272,6 +272,11 @@ def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
             layers, _ = encode_gists(checkpoint, *prompt, 1)
         else:
             layers = encode_prompts(checkpoint, *prompt, torch.tensor([False], device=prompt[0].device)).key_values
+    return layer_shapes(layers)
+
+
+def layer_shapes(layers: KeyValues) -> list[tuple[int, int, int]]:
+    """(kv_heads, key dim, value dim) of every layer's keys and values."""
     return [(int(keys.shape[1]), int(keys.shape[3]), int(values.shape[3])) for keys, values in layers]
 
 

@@ -18,8 +18,9 @@ from gistlm.checkpoint_config import CONFIG, EMBEDDINGS, CheckpointConfig, Recip
 from gistlm.errors import PromptTooLongError
 from gistlm.files import read_json
 from gistlm.gist_file import GistFile
+from gistlm.messages import Input
 from gistlm.placement import check_k, longest_prompt
-from gistlm.prompt import Input, PromptFormat, PromptTokenizer
+from gistlm.prompt import PromptFormat, PromptTokenizer
 from gistlm.tokenizer_file import TokenizerFile
 
 

@@ -11,20 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypedDict
+from typing import Any
 
 from gistlm.errors import InputError, ModelError
 from gistlm.files import sha256
-
-
-class Message(TypedDict):
-    """One turn of a conversation; role is "user" or "assistant"."""
-
-    role: str
-    content: str
-
-
-Input = str | Sequence[Message]
+from gistlm.messages import Input, Message, check_text, turns
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ class PromptTokenizer:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Opening and prompt: what a gist is made of. Raises `InputError` for an empty prompt."""
-        _check_text(prompt, "the prompt")
+        check_text(prompt, "the prompt")
         if not prompt.strip():
             raise InputError("the prompt is empty; give the text that is to be compressed")
         return self.opening_ids + self._encode(self.format.prompt, prompt)
@@ -170,17 +161,17 @@ class PromptTokenizer:
         return sha256(*(index.to_bytes(4, "little") for index in self.prompt_ids(prompt)))
 
     def rest_ids(self, request: Input) -> list[int]:
-        """All that follows the gist, up to where the answer begins."""
-        turns = _turns(request)
-        template = self.format.rest if turns[0] else self.format.rest_without_input
-        ids = self._encode(template, turns[0])
-        for answer, question in zip(turns[1::2], turns[2::2], strict=True):
+        """All that follows the gist, up to where the answer begins. Raises `InputError` as `messages.turns` does."""
+        texts = turns(request)
+        template = self.format.rest if texts[0] else self.format.rest_without_input
+        ids = self._encode(template, texts[0])
+        for answer, question in zip(texts[1::2], texts[2::2], strict=True):
             ids += self.plain_ids(answer) + self._encode(self.format.turn, question)
         return ids
 
     def output_ids(self, output: str) -> list[int]:
         """An answer and the token that ends it."""
-        _check_text(output, "the output")
+        check_text(output, "the output")
         return self.plain_ids(output) + self.output_end_ids
 
     def plain_ids(self, text: str) -> list[int]:
@@ -221,31 +212,3 @@ def _message(role: str, content: str) -> Message:
 def _first_special(tokenizer: Any, text: str) -> str | None:
     found = [(text.find(token.content), token.content) for token in tokenizer.added_tokens_decoder.values()]
     return min(((at, token) for at, token in found if at >= 0), default=(0, None))[1]
-
-
-def _check_text(text: object, what: str) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{what} must be a string, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{what} is not text that UTF-8 can write: {error.reason} at {error.start}") from None
-
-
-def _turns(request: Input) -> list[str]:
-    """user, assistant, user, ...: always an odd number of texts."""
-    if isinstance(request, str):
-        _check_text(request, "the input")
-        return [request]
-    if not isinstance(request, (list, tuple)):
-        raise InputError(f"an input is a string or a list of messages, got {type(request).__name__}")
-    roles, texts = [], []
-    for message in request:
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise InputError(f"a message has the keys 'role' and 'content', got {message!r}")
-        _check_text(message["content"], "a message's content")
-        roles.append(message["role"])
-        texts.append(message["content"])
-    if len(roles) % 2 == 0 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
-        raise InputError(f"messages must alternate user, assistant, ..., and end with user; got {roles}")
-    return texts

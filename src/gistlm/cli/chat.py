@@ -33,7 +33,7 @@ from gistlm.errors import InputError
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine, Sampling
     from gistlm.gist import Gist
-    from gistlm.prompt import Message
+    from gistlm.messages import Message
 
 HELP = "/new starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 

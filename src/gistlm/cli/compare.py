@@ -40,7 +40,7 @@ def compare_answers(engine: Engine, request: Request, prompt: str, sampling: Sam
 
 def check_made_of(engine: Engine, gist: Gist, prompt: str) -> None:
     """Raise `GistMismatchError` unless the gist was made of this prompt by a model that the engine can stand for."""
-    again: Gist = engine.compress(prompt, 1)  # type: ignore[assignment]  # one prompt gives one gist
+    again = engine.compress(prompt, 1)
     made, given = gist.provenance, again.provenance
     gist.check_reader(given.model, given.base, again.dtype)
     if made.prompt_sha256 != given.prompt_sha256:

@@ -24,7 +24,7 @@ from gistlm.errors import InputError
 from gistlm.files import check_target
 
 if TYPE_CHECKING:
-    from gistlm.gist import Gist
+    pass
 
 
 def compress(
@@ -57,7 +57,7 @@ def compress(
         known.check_prompt(text, k)
     loaded = options.load()
     begin = time.perf_counter()
-    gist: Gist = loaded.compress(text, k)  # type: ignore[assignment]  # one prompt gives one gist
+    gist = loaded.compress(text, k)
     seconds = time.perf_counter() - begin
     gist.save(output)
     loaded.close()

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    text: Annotated[str, typer.Argument(help="What to answer; - reads stdin, and behind -- it may be any word.", metavar="INPUT")],
+    text: Annotated[
+        str, typer.Argument(help="What to answer; - reads stdin, and behind -- it may be any word.", metavar="INPUT")
+    ],
     gist: Annotated[Path | None, typer.Option("--gist", "-g", help="The gist that stands before the input.")] = None,
     prompt_file: Annotated[
         str | None, typer.Option("--prompt-file", "-p", help="A full prompt in the gist's place; - reads stdin.")

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
+from gistlm.engines.batches import BATCH_TOKENS
 from gistlm.errors import InputError
-from gistlm.prompt import Input
+from gistlm.messages import Input, split_system
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,9 @@ ENGINES = {
     "fake": "gistlm.engines.fake:FakeEngine",
 }
 """name -> module:class, loaded when asked for."""
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are 0, as in vLLM: logits divided by less may overflow."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -46,7 +50,7 @@ class Sampling:
     max_new_tokens: int = 128
     """At most this many tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest token; higher is more varied."""
+    """0 takes the likeliest token, and so does anything below `GREEDY_BELOW` (1e-5); higher is more varied."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     top_k: int = 0
@@ -70,6 +74,11 @@ class Sampling:
                 raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
         object.__setattr__(self, "stop", tuple(stops))
 
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the likeliest one."""
+        return self.temperature < GREEDY_BELOW
+
 
 def _whole(value: object, least: int, below: float = float("inf")) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < below
@@ -85,9 +94,14 @@ def _strings(values: object) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """One input and what stands before it: a gist, a full prompt, or nothing."""
+    """One input and what stands before it: a gist, a full prompt, or nothing.
+
+    An input is a text, or a conversation that ends with the user's message. A conversation's system message is the full
+    prompt. Raises `InputError` for anything else, and for a system message beside a gist or a prompt.
+    """
 
     input: Input
+    """Messages are kept with their roles and plain texts alone."""
     gist: Gist | None = None
     prompt: str | None = None
 
@@ -98,6 +112,16 @@ class Request:
             raise InputError(f"gists are Gist objects, got {type(self.gist).__name__}; a file is read with Gist.load")
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise InputError(f"a prompt must be a string, got {type(self.prompt).__name__}")
+        system, rest = split_system(self.input)
+        if system is not None and self.gist is not None:
+            raise InputError(
+                "a gist stands where a system message would, so there can be no system message beside it; compress "
+                "its text into the gist, or put it into the user message"
+            )
+        if system is not None and self.prompt is not None:
+            raise InputError("a system message is the full prompt, so give it or a prompt, not both")
+        object.__setattr__(self, "input", rest)
+        object.__setattr__(self, "prompt", self.prompt if system is None else system)
 
 
 @dataclass(frozen=True)
@@ -117,13 +141,20 @@ class Completion:
 class Engine(ABC):
     """A model that can compress prompts and answer over gists."""
 
+    batch_tokens: int = BATCH_TOKENS
+    """Most tokens that run together, padding included; a longer row runs alone."""
+
     @classmethod
     @abstractmethod
     def from_pretrained(cls, name: str, /, *args: Any, **options: Any) -> Engine:
         """The engine on a checkpoint; `load_engine` gives base, device and dtype, each None for the default."""
 
+    @overload
+    def compress(self, prompt: str, k: int = 4) -> Gist: ...  # type: ignore[overload-overlap]
+    @overload
+    def compress(self, prompt: Sequence[str], k: int = 4) -> list[Gist]: ...
     @abstractmethod
-    def compress(self, prompt: str | Sequence[str], k: int) -> Gist | list[Gist]:
+    def compress(self, prompt: str | Sequence[str], k: int = 4) -> Gist | list[Gist]:
         """One gist of k tokens, or one per prompt."""
 
     @abstractmethod

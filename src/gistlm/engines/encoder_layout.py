@@ -24,7 +24,7 @@ from gistlm.columns import left_pad, left_positions
 from gistlm.compress import gist_layers
 from gistlm.encoder import decoder_inputs, encode
 from gistlm.engines.base import Request
-from gistlm.engines.layout import Prepared
+from gistlm.engines.layout import Prepared, Row
 from gistlm.errors import InputError
 from gistlm.gist import Gist
 from gistlm.mask import Part
@@ -41,11 +41,19 @@ class EncoderLayout:
         """Raise `GistMismatchError` unless the gist is of the reader's shape."""
         gist.check_shape(self._layers, 0, self._hidden)
 
-    def prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> Prepared:
-        """Lay requests out; ``outputs`` go to the decoder. Raises `InputError` for a conversation of several turns."""
+    def row(self, request: Request, output: list[int], room: int) -> Row:
+        """A request as tokens: with an ``output`` to score, or with ``room`` for tokens to come.
+
+        Raises `InputError` for a conversation of several turns and for an empty prompt.
+        """
+        fresh, cached = self._fresh_ids(request), 0 if request.gist is None else request.gist.k
+        return Row(request, fresh, output, (cached, len(fresh), len(output) + room))
+
+    def prepare(self, rows: Sequence[Row]) -> Prepared:
+        """Lay rows out as one batch; their outputs go to the decoder."""
         device = self.checkpoint.reader.device
-        tokens, fresh_parts = left_pad([self._fresh_ids(request) for request in requests], Part.REST, device)
-        gists = [request.gist for request in requests]
+        tokens, fresh_parts = left_pad([row.fresh for row in rows], Part.REST, device)
+        gists = [row.request.gist for row in rows]
         lengths = [0 if gist is None else gist.k for gist in gists]
         width = max(lengths)
         column = torch.arange(-width, 0, device=device)
@@ -61,12 +69,13 @@ class EncoderLayout:
                     for side in ("keys", "values")
                 )
                 cached.append((keys, values))
-        return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions, states, list(outputs or []))
+        outputs = [row.output for row in rows]
+        return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions, states, outputs)
 
-    def generation_inputs(self, prepared: Prepared) -> tuple[dict[str, Any], int]:
-        """What stock `generate` takes, and how many columns of its output were given to it: the start token."""
+    def generation_inputs(self, prepared: Prepared) -> dict[str, Any]:
+        """What stock `generate` takes."""
         states, visible = self._encoded(prepared)
-        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": visible}, 1
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": visible}
 
     def output_logits(self, prepared: Prepared, last: int) -> Tensor:
         """Logits [batch, last, vocabulary] that predict the outputs, which end at the last column."""

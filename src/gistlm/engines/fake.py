@@ -11,7 +11,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from gistlm.engines.base import (
     Completion,
@@ -26,7 +26,7 @@ from gistlm.engines.base import (
 )
 from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
-from gistlm.prompt import Input
+from gistlm.messages import Input, turns
 
 if TYPE_CHECKING:
     from gistlm.gist import Gist
@@ -52,6 +52,10 @@ class FakeEngine(Engine):
         """Any name is a model. options: dtype and delay; those of other engines are ignored."""
         return cls(str(name), options.get("dtype") or "float32", options.get("delay") or 0.0)
 
+    @overload
+    def compress(self, prompt: str, k: int = 4) -> Gist: ...  # type: ignore[overload-overlap]
+    @overload
+    def compress(self, prompt: Sequence[str], k: int = 4) -> list[Gist]: ...
     def compress(self, prompt: str | Sequence[str], k: int = 4) -> Gist | list[Gist]:
         """Gists whose numbers depend on the prompt alone, so that a shorter one begins a longer one."""
         if not 1 <= k <= MAX_K:
@@ -131,9 +135,9 @@ class FakeEngine(Engine):
         length = _count(request.input) + len((request.prompt or "").split()) + sampling.max_new_tokens
         if length > CONTEXT:
             raise PromptTooLongError(length, CONTEXT, "request with room for its answer")
-        turns = [request.input] if isinstance(request.input, str) else [turn["content"] for turn in request.input]
-        text = f"answer {len(turns) // 2 + 1} over {before}: {turns[-1]}"
-        if sampling.temperature > 0:
+        texts = turns(request.input)
+        text = f"answer {len(texts) // 2 + 1} over {before}: {texts[-1]}"
+        if not sampling.greedy:
             text += f" ({random.Random(sampling.seed).random():.6f})"
         return re.findall(r"\s*\S+", text)
 
@@ -154,5 +158,4 @@ class FakeEngine(Engine):
 
 
 def _count(request: Input) -> int:
-    texts = [request] if isinstance(request, str) else [turn["content"] for turn in request]
-    return sum(len(text.split()) for text in texts)
+    return sum(len(text.split()) for text in turns(request))

@@ -19,12 +19,25 @@ from transformers import DynamicCache
 
 from gistlm.checkpoint import Checkpoint
 from gistlm.columns import KeyValues, left_pad, left_positions
-from gistlm.compress import encode_opening, gist_layers, gist_start
+from gistlm.compress import encode_opening, gist_layers, gist_start, layer_shapes
 from gistlm.engines.base import Request
 from gistlm.errors import PromptTooLongError
 from gistlm.gist import Gist
 from gistlm.mask import Part
 from gistlm.stock import CACHE
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request as tokens."""
+
+    request: Request
+    fresh: list[int]
+    """Ids that are encoded now; in a decoder they end with the output's."""
+    output: list[int]
+    """Ids to score; empty where an answer is generated."""
+    widths: tuple[int, ...]
+    """Tokens by part, as `batches.batches` takes them."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +75,32 @@ class Layout:
         self.checkpoint = checkpoint
         self.opening = encode_opening(checkpoint)
         """keys and values [1, kv_heads, h, head_dim] of the visible opening, by layer"""
-        self._layers = gist_layers(checkpoint)
+        self._layers = layer_shapes(self.opening) if self.opening else gist_layers(checkpoint)
 
     def check(self, gist: Gist) -> None:
         """Raise `GistMismatchError` unless the gist is of the reader's shape."""
         gist.check_shape(self._layers, gist_start(self.checkpoint, gist))
 
-    def prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> Prepared:
-        """Lay requests out; ``outputs`` are token ids to append, ``room`` the tokens still to come.
+    def row(self, request: Request, output: list[int], room: int) -> Row:
+        """A request as tokens: with an ``output`` to score, or with ``room`` for tokens to come.
 
-        Raises `PromptTooLongError` when a row would not fit into the model's context, and `InputError` for an empty
+        Raises `PromptTooLongError` where that does not fit into the model's context, and `InputError` for an empty
         prompt.
         """
+        fresh, gist = _fresh_ids(self.checkpoint, request) + output, request.gist
+        end, limit = (0 if gist is None else gist.end) + len(fresh) + room, self.checkpoint.architecture.context
+        if end > limit:
+            raise PromptTooLongError(end, limit, "request with room for its answer")
+        cached = 0 if gist is None else self.checkpoint.opening_tokens + gist.k
+        return Row(request, fresh, output, (cached, len(fresh) + room))
+
+    def prepare(self, rows: Sequence[Row]) -> Prepared:
+        """Lay rows out as one batch."""
         checkpoint, device = self.checkpoint, self.checkpoint.reader.device
-        fresh = [_fresh_ids(checkpoint, request) for request in requests]
-        fresh = [ids + output for ids, output in zip(fresh, outputs or [[]] * len(fresh), strict=True)]
-        tokens, fresh_parts = left_pad(fresh, Part.REST, device)
-        gists = [_moved(request.gist, device) for request in requests]
+        tokens, fresh_parts = left_pad([row.fresh for row in rows], Part.REST, device)
+        gists = [_moved(row.request.gist, device) for row in rows]
         parts, positions, starts = _cached_columns(checkpoint, gists)
         positions = torch.cat([positions, left_positions(fresh_parts, starts)], dim=1)
-        longest, limit = int(positions.max()) + 1 + room, checkpoint.architecture.context
-        if longest > limit:
-            raise PromptTooLongError(longest, limit, "request with room for its answer")
         width = parts.shape[1]
         layers = range(checkpoint.architecture.layers if width else 0)
         cached = [
@@ -95,15 +112,14 @@ class Layout:
         ]
         return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions)
 
-    def generation_inputs(self, prepared: Prepared) -> tuple[dict[str, Any], int]:
-        """What stock `generate` takes, and how many columns of its output were given to it."""
-        inputs = {
+    def generation_inputs(self, prepared: Prepared) -> dict[str, Any]:
+        """What stock `generate` takes."""
+        return {
             "inputs": prepared.tokens,
             "attention_mask": (prepared.parts != Part.PAD).long(),
             "position_ids": prepared.positions,
             CACHE: DynamicCache(prepared.cached) if prepared.cached else None,
         }
-        return inputs, prepared.tokens.shape[1]
 
     def output_logits(self, prepared: Prepared, last: int) -> Tensor:
         """Logits [batch, last, vocabulary] that predict the last tokens, under the gist mask's cached form."""

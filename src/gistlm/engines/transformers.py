@@ -5,46 +5,54 @@ Knows checkpoints and gists; how gists are made is `compress`'s, who sees whom i
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from gistlm.catalog import load_checkpoint
 from gistlm.checkpoint import Checkpoint
 from gistlm.compress import compress
+from gistlm.engines.answers import Answer, Answers, Pieces
 from gistlm.engines.base import (
     Completion,
     Engine,
     Request,
     Sampling,
     SamplingOptions,
-    cut_at_stop,
     hold_back,
     make_requests,
     one_each,
 )
+from gistlm.engines.batches import BATCH_TOKENS, batches, within_memory
 from gistlm.engines.encoder_layout import EncoderLayout
-from gistlm.engines.layout import Layout, Prepared
+from gistlm.engines.layout import Layout, Prepared, Row
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
+from gistlm.messages import Input
 from gistlm.placement import check_k
-from gistlm.prompt import Input
 from gistlm.store.base import request_name
+
+T = TypeVar("T")
+
+_TOGETHER = 256
+"""Tokens whose log-probabilities are computed at a time."""
 
 
 class GistModel(Engine):
     """A gist checkpoint that compresses prompts, answers over gists and scores outputs."""
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 32) -> None:
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 32, batch_tokens: int = BATCH_TOKENS) -> None:
         self._checkpoint = checkpoint
         self.batch_size = batch_size
         """Most requests that run together; longer lists run in turn."""
+        self.batch_tokens = batch_tokens
         self._layout = (EncoderLayout if checkpoint.architecture.encodes else Layout)(checkpoint)
         self._lock = threading.Lock()
 
@@ -94,9 +102,11 @@ class GistModel(Engine):
         """
         if not isinstance(prompt, (str, list, tuple)):
             raise InputError(f"give a prompt or a list of prompts, got {type(prompt).__name__}")
+        check_k(k, self.max_k)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        with self._lock:
-            gists = [gist for some in self._batches(prompts) for gist in compress(self.checkpoint, some, k)]
+        with self._lock, within_memory():
+            batched = self._batches(prompts, lambda text: (self.count_tokens(text), k))
+            gists = [gist for some in batched for gist in compress(self.checkpoint, some, k)]
         return gists[0] if isinstance(prompt, str) else gists
 
     def request_name(self, prompt: str, k: int = 4) -> str:
@@ -110,8 +120,9 @@ class GistModel(Engine):
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Answers in the requests' order; requests with gists, prompts and neither may be mixed."""
+        rows = [self._row(request, room=sampling.max_new_tokens) for request in requests]
         with self._lock, _seeded(sampling.seed, self.device):
-            return [answer for some in self._batches(requests) for answer in self._complete(some, sampling)]
+            return [answer for some in self._batches(rows, _widths) for answer in self._complete(some, sampling)]
 
     def stream(
         self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
@@ -131,9 +142,9 @@ class GistModel(Engine):
         a list of them.
         """
         requests, single = make_requests(inputs, gists, prompts)
-        pairs = list(zip(requests, one_each(outputs, len(requests), "outputs"), strict=True))
+        rows = self._scored_rows(requests, one_each(outputs, len(requests), "outputs"))
         with self._lock:
-            scores = [score for some in self._batches(pairs) for score in self._score(some)]
+            scores = [score for some in self._batches(rows, _widths) for score in self._score(some)]
         return scores[0] if single else scores
 
     def logits(self, requests: Sequence[Request], outputs: Sequence[str]) -> Iterator[Tensor]:
@@ -141,66 +152,93 @@ class GistModel(Engine):
 
         They are in the model's dtype and on its device, one batch at a time.
         """
-        for some in self._batches(list(zip(requests, outputs, strict=True))):
+        for some in self._batches(self._scored_rows(requests, outputs), _widths):
             with self._lock:
-                rows = self._output_logits(some)
-            for logits, _ in rows:
-                yield logits
+                logits = self._output_logits(some)
+            yield from logits
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt as it is compressed, the opening included."""
         return len(self.checkpoint.prompts.prompt_ids(prompt))
 
-    def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        return (items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size))
+    def _batches(self, items: Sequence[T], widths: Callable[[T], tuple[int, ...]]) -> Iterator[list[T]]:
+        """Items that run together, in their order; ``widths`` as `batches` takes them."""
+        counted = [widths(item) for item in items] if len(items) > 1 else [(0,)] * len(items)
+        for places in batches(counted, self.batch_size, self.batch_tokens):
+            yield [items[place] for place in places]
 
-    def _prepare(self, requests: Sequence[Request], room: int, outputs: Sequence[list[int]] | None = None) -> Prepared:
-        for request in requests:
-            if request.gist is not None:
-                request.gist.check_reader(self.checkpoint.fingerprint, self.checkpoint.config.name, self.dtype)
-                self._layout.check(request.gist)
-        return self._layout.prepare(requests, room, outputs)
+    def _row(self, request: Request, output: list[int] | None = None, room: int = 0) -> Row:
+        if request.gist is not None:
+            request.gist.check_reader(self.checkpoint.fingerprint, self.checkpoint.config.name, self.dtype)
+            self._layout.check(request.gist)
+        return self._layout.row(request, output or [], room)
 
-    def _complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def _prepare(self, requests: Sequence[Request], room: int) -> Prepared:
+        return self._layout.prepare([self._row(request, room=room) for request in requests])
+
+    def _scored_rows(self, requests: Sequence[Request], outputs: Sequence[str]) -> list[Row]:
+        ids = map(self.checkpoint.prompts.output_ids, outputs)
+        return [self._row(request, output) for request, output in zip(requests, ids, strict=True)]
+
+    def _complete(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
         """One batch; a model with sliding windows gets rows of one length at a time.
 
         `generate` counts a window in columns, so there must be no padding between a gist and its rest.
         """
-        prepared = self._prepare(requests, sampling.max_new_tokens)
-        lengths = prepared.fresh_lengths.tolist()
+        lengths = [len(row.fresh) for row in rows]
         if self.checkpoint.architecture.window is not None and len(set(lengths)) > 1:
             answers: dict[int, Completion] = {}
             for length in set(lengths):
-                rows = [row for row, other in enumerate(lengths) if other == length]
-                answers |= zip(rows, self._complete([requests[row] for row in rows], sampling), strict=True)
-            return [answers[row] for row in range(len(requests))]
-        output = self._generate(prepared, sampling)
-        cached, fresh = prepared.cached_lengths.tolist(), prepared.fresh_lengths.tolist()
-        return [self._completion(ids, sampling, fresh[row], cached[row]) for row, ids in enumerate(output.tolist())]
+                places = [place for place, other in enumerate(lengths) if other == length]
+                answers |= zip(places, self._complete([rows[place] for place in places], sampling), strict=True)
+            return [answers[place] for place in range(len(rows))]
+        prepared, made = self._layout.prepare(rows), [self._answer(sampling) for _ in rows]
+        self._generate(prepared, sampling, [Answers(made)])
+        counts = zip(lengths, prepared.cached_lengths.tolist(), strict=True)
+        return [
+            Completion(
+                text=answer.text,
+                finish_reason="stop" if answer.is_over else "length",
+                fresh_tokens=fresh,
+                cached_tokens=cached,
+                new_tokens=len(answer.tokens) + answer.ended,
+            )
+            for answer, (fresh, cached) in zip(made, counts, strict=True)
+        ]
 
-    def _generate(self, prepared: Prepared, sampling: Sampling, **more: Any) -> Tensor:
-        """[batch, new] token ids."""
-        with torch.no_grad():
-            inputs, given = self._layout.generation_inputs(prepared)
-            output: Any = self.checkpoint.reader.generate(  # type: ignore[operator]
-                **inputs,
+    def _answer(self, sampling: Sampling) -> Answer:
+        return Answer(self.checkpoint.prompts.decode, self._ending_ids, tuple(sampling.stop))
+
+    def _generate(
+        self, prepared: Prepared, sampling: Sampling, criteria: Sequence[StoppingCriteria] = (), **more: Any
+    ) -> Any:
+        """Run stock `generate`, and return what it does.
+
+        It fills what its caller leaves open from the reader's generation_config.json, such as penalties, which count a
+        full prompt's tokens and no gist's. So it runs on a copy of the reader that shares its weights and has none.
+        """
+        reader: Any = copy.copy(self.checkpoint.reader)
+        reader.generation_config = GenerationConfig()
+        with torch.no_grad(), within_memory():
+            return reader.generate(
+                **self._layout.generation_inputs(prepared),
                 generation_config=self._generation_config(sampling),
-                tokenizer=self.checkpoint.prompts.tokenizer if sampling.stop else None,
+                stopping_criteria=StoppingCriteriaList(criteria),
                 **more,
             )
-        return output[:, given:] if isinstance(output, Tensor) else output
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        chosen = {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p), "top_k": sampling.top_k}
+        reader = self.checkpoint.reader
+        start = getattr(reader.config, "decoder_start_token_id", None)
         return GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
-            do_sample=sampling.temperature > 0,
-            **(chosen if sampling.temperature > 0 else {}),
-            stop_strings=list(sampling.stop) or None,
-            eos_token_id=self._ending_ids,
-            pad_token_id=self._ending_ids[0],
+            do_sample=not sampling.greedy,
+            **({} if sampling.greedy else chosen),
+            eos_token_id=self._ending_ids or None,
+            pad_token_id=next(iter(self._ending_ids), 0),
             suppress_tokens=list(self.checkpoint.gist_token_ids) or None,
-            decoder_start_token_id=getattr(self.checkpoint.reader.config, "decoder_start_token_id", None),
+            decoder_start_token_id=reader.generation_config.decoder_start_token_id if start is None else start,
         )
 
     @property
@@ -210,64 +248,37 @@ class GistModel(Engine):
         own = own if isinstance(own, list) else [] if own is None else [own]
         return list(dict.fromkeys(self.checkpoint.prompts.output_end_ids[:1] + own))
 
-    def _completion(self, ids: list[int], sampling: Sampling, fresh: int, cached: int) -> Completion:
-        ends = [at for at, token in enumerate(ids) if token in self._ending_ids]
-        own = ids[: ends[0]] if ends else ids
-        whole = self.checkpoint.prompts.decode(own)
-        text = cut_at_stop(whole, sampling.stop)
-        stopped = len(text) < len(whole)  # then what ends the row is padding: other rows of the batch went on
-        reason: Literal["stop", "length"] = "stop" if ends or stopped else "length"
-        return Completion(text, reason, fresh, cached, len(own) + (bool(ends) and not stopped))
-
     def _stream(self, prepared: Prepared, sampling: Sampling) -> Iterator[str]:
-        """Generate in a thread; a consumer that stops listening stops the generation."""
-        streamer = TextIteratorStreamer(self.checkpoint.prompts.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stopped, problems = threading.Event(), list[BaseException]()
+        answer = self._answer(sampling)
+        pieces = Pieces(answer)
 
-        def run() -> None:
-            try:
-                with self._lock, _seeded(sampling.seed, self.device):
-                    criteria = StoppingCriteriaList([_Stopped(stopped)])
-                    self._generate(prepared, sampling, streamer=streamer, stopping_criteria=criteria)
-            except BaseException as problem:
-                problems.append(problem)
-                streamer.end()
+        def generate() -> None:
+            with self._lock, _seeded(sampling.seed, self.device):
+                self._generate(prepared, sampling, [Answers([answer]), pieces])
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            stopped.set()
-            thread.join()
-        if problems:
-            raise problems[0]
+        return pieces.of(generate)
 
-    def _score(self, pairs: Sequence[tuple[Request, str]]) -> list[Tensor]:
-        return [
-            logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0].cpu()
-            for logits, targets in self._output_logits(pairs)
-        ]
+    def _score(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Log-probabilities [tokens] of each row's output."""
+        return [_gathered(logits, row.output) for logits, row in zip(self._output_logits(rows), rows, strict=True)]
 
-    def _output_logits(self, pairs: Sequence[tuple[Request, str]]) -> list[tuple[Tensor, Tensor]]:
-        """Of every pair the output's logits [tokens, vocabulary] and token ids [tokens]."""
-        outputs = [self.checkpoint.prompts.output_ids(output) for _, output in pairs]
-        prepared = self._prepare([request for request, _ in pairs], 0, outputs)
-        logits = self._layout.output_logits(prepared, max(map(len, outputs)))  # [batch, last, vocabulary]
-        return [
-            (row[len(row) - len(ids) :], torch.tensor(ids, device=row.device))
-            for row, ids in zip(logits, outputs, strict=True)
-        ]
+    def _output_logits(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Logits [tokens, vocabulary] of each row's output."""
+        longest = max(len(row.output) for row in rows)
+        with within_memory():
+            every = self._layout.output_logits(self._layout.prepare(rows), longest)  # [batch, longest, vocabulary]
+        return [logits[longest - len(row.output) :] for logits, row in zip(every, rows, strict=True)]
 
 
-class _Stopped(StoppingCriteria):
-    """Stops every row once an event is set."""
+def _gathered(logits: Tensor, output: Sequence[int]) -> Tensor:
+    """Log-probabilities [tokens], on the CPU, of an output that logits [tokens, vocabulary] predict."""
+    targets = torch.tensor(output, device=logits.device)[:, None]
+    pairs = zip(torch.split(logits, _TOGETHER), torch.split(targets, _TOGETHER), strict=True)
+    return torch.cat([some.float().log_softmax(-1).gather(-1, wanted)[:, 0].cpu() for some, wanted in pairs])
 
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+def _widths(row: Row) -> tuple[int, ...]:
+    return row.widths
 
 
 @contextmanager

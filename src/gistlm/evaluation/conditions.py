@@ -10,7 +10,7 @@ from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.baselines import BASELINES, Maker, Source, make_baseline, of_each_k
 from gistlm.evaluation.results import label
 from gistlm.gist import Gist
-from gistlm.prompt import Input
+from gistlm.messages import Input
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Conditions:
 
 def gists_of_each_k(engine: Engine, prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
     """Every prompt's gists, compressed at the largest k and shortened where that can be."""
-    return of_each_k(lambda k: list(engine.compress(list(prompts), k)), ks)  # type: ignore[arg-type]
+    return of_each_k(lambda k: engine.compress(list(prompts), k), ks)
 
 
 def check_baselines(names: Sequence[str]) -> list[str]:

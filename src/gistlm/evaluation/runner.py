@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gistlm.engines.base import Engine, Request, Sampling
+from gistlm.engines.batches import batches
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
@@ -47,7 +48,7 @@ class EvalConfig:
     generate: bool = True
     """Whether answers are generated, by every condition."""
     batch_size: int = 16
-    """Rows that run together."""
+    """Most rows that run together; there are fewer where they would have more than the engine's `batch_tokens`."""
     seed: int = 0
     """Of the bootstrap and of the untrained gist tokens."""
     resamples: int = 2000
@@ -139,16 +140,21 @@ def measure(
     by_length = sorted(range(len(rows)), key=table.length)
     units = len(conditions.all) * (3 if config.generate else 1)
     progress = Progress(len(rows) * units, on_progress)
-    settings = {"config": asdict(config), "skipped": list(conditions.skipped), "rows": [asdict(row) for row in rows]}
-    work = journal.name(**settings)
-    for start in range(0, len(rows), config.batch_size):
-        places = by_length[start : start + config.batch_size]
+    work = journal.name(
+        config=asdict(config),
+        batch_tokens=engine.batch_tokens,
+        skipped=list(conditions.skipped),
+        rows=[asdict(row) for row in rows],
+    )
+    widths = [(table.length(place),) for place in by_length]
+    for batch in batches(widths, config.batch_size, engine.batch_tokens):
+        places = [by_length[at] for at in batch]
         journal.measured(
-            f"{work} {start}",
+            f"{work} {batch[0]}",
             partial(table.put, places),
             partial(_measure_batch, engine, places, conditions, table, config, progress),
         )
-        progress.reach((start + len(places)) * units)
+        progress.reach((batch[-1] + 1) * units)
     table.compare_answers()
     return table
 
@@ -206,7 +212,7 @@ def _score(
     """(condition, row, sums over the row's targets) under teacher forcing; a few rows' distributions at a time."""
     checkpoint = engine.checkpoint
     most = MAX_LOGITS // int(checkpoint.reader.config.get_text_config(decoder=True).vocab_size)
-    for some in _chunks([len(ids) + 1 for ids in targets], most):
+    for some in batches([(len(ids) + 1,) for ids in targets], len(targets), most):
         ids = [torch.tensor(targets[row], dtype=torch.long, device=checkpoint.reader.device) for row in some]
         texts = [outputs[row] for row in some]
         full = list(_distributions(engine, [requests[FULL][row] for row in some], texts, ids))
@@ -223,18 +229,6 @@ def _distributions(
     """Log-probabilities [tokens, vocabulary] at each row's targets [tokens], which begin its output."""
     for logits, wanted in zip(engine.logits(requests, outputs), targets, strict=True):
         yield metrics.log_probabilities(logits[: len(wanted)])
-
-
-def _chunks(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Rows in turn, as many together as have at most ``most`` tokens when padded; at least one."""
-    chunk: list[int] = []
-    for row in range(len(lengths)):
-        if chunk and max(lengths[other] for other in (*chunk, row)) * (len(chunk) + 1) > most:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    if chunk:
-        yield chunk
 
 
 def _fits(engine: Engine, row: Row, config: EvalConfig) -> bool:
