@@ -32,17 +32,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_more_tokens_together_take_more_memory(base: Path, tmp_path: Path) -> None:
-    sizes = ["--rows", "6", "--tokens", "1500", "--output-tokens", "4", "--batch-tokens", "1500,9000"]
+    sizes = ["--calls", "score", "--rows", "6", "--tokens", "1500", "--output-tokens", "4"]
+    sizes += ["--batch-tokens", "1500,9000"]
     printed = run_memory("--untrained", str(base), *sizes, "--json", str(tmp_path / "memory.json"))
     figures: dict[str, Any] = json.loads((tmp_path / "memory.json").read_text())
     peaks = {(cell["call"], cell["batch_tokens"]): cell["peak_bytes"] for cell in figures["cells"]}
-    assert set(peaks) == {(call, bound) for call in ("compress", "complete", "score") for bound in (1500, 9000)}
+    assert set(peaks) == {("score", 1500), ("score", 9000)}
     assert printed.count("\n| ") == len(peaks) + 1
     assert figures["settings"]["rows"] == 6 and "memory.py" in figures["command"] and not figures["trained"]
     assert figures["machine"]["threads"] == 1 and figures["parameters"] > 0
     if sys.platform == "linux":
         mask = 1500 * 1500 * 4
         assert peaks["score", 9000] - peaks["score", 1500] > 4 * mask  # six rows' masks, and one row's
+
+
+@pytest.mark.parametrize("call", ["compress", "complete", "score"])
+def test_every_call_is_measured(base: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory = __import__("memory")
+    settings = memory.Settings("none", str(base), None, [call], 3, 200, 4, 2, [400], 1, 0)
+    (facts, cell), work = memory.measure(settings, call, 400)
+    assert len(work()) == 3
+    assert cell["seconds"] >= 0 and facts["model"] == str(base)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_a_recipe_trains_and_its_checkpoint_loads_and_generates(
 
 def test_a_weight_on_inputs_is_refused_for_a_model_that_predicts_none(base: str, rows: str, tmp_path: Path) -> None:
     options = {"base": base, "data": [{"path": rows}], "output": str(tmp_path / "out"), "device": "cpu"}
+    options["validation_rows"] = 0
     with pytest.raises(InputError, match="an encoder-decoder model predicts no inputs; set input_weight to 0"):
         train(parse_config({**options, "input_weight": 0.5}))
 
