@@ -111,6 +111,32 @@ def test_a_base_that_brings_its_own_code_is_not_run(tmp_path: Path, capsys: pyte
     assert "[y/N]" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_configuration_that_asks_for_tuples_changes_nothing(tmp_path: Path, kind: str) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "checkpoint", kind)
+    plain = GistModel.from_pretrained(folder, device="cpu")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({**config, "return_dict": False}))
+    asking = GistModel.from_pretrained(folder, device="cpu")
+    gists = [model.compress("Answer in rhymes.", 2) for model in (plain, asking)]
+    assert gists[0].id == gists[1].id
+    assert plain.generate("hi", gists[0], max_new_tokens=4) == asking.generate("hi", gists[1], max_new_tokens=4)
+    assert torch.equal(plain.score("hi", "you", gists[0]), asking.score("hi", "you", gists[1]))
+
+
+def test_a_decoders_start_may_stand_in_either_configuration_and_must_in_one(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "checkpoint", "t5")
+    scores = GistModel.from_pretrained(folder, device="cpu").score("hi", "you")
+    paths = [folder / "base" / name for name in ("config.json", "generation_config.json")]
+    own, generation = (json.loads(path.read_text()) for path in paths)
+    paths[0].write_text(json.dumps({**own, "decoder_start_token_id": None}))
+    paths[1].write_text(json.dumps({**generation, "decoder_start_token_id": own["decoder_start_token_id"]}))
+    assert torch.equal(GistModel.from_pretrained(folder, device="cpu").score("hi", "you"), scores)
+    paths[1].write_text(json.dumps({**generation, "decoder_start_token_id": None}))
+    with pytest.raises(ModelError, match="write decoder_start_token_id into its config.json"):
+        GistModel.from_pretrained(folder, device="cpu")
+
+
 @pytest.mark.parametrize("pickled", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin"])
 def test_a_base_with_only_pickled_weights_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: str

@@ -66,10 +66,25 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | None, *, torch
         raise
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise _explain(name, error) from error
+    _fill_configuration(model, name)
     fingerprint = fingerprint_weights(dict(model.named_parameters()))
     for parameter in model.parameters():  # parameters alone: rotary frequencies stay in float32
         parameter.data = parameter.data.to(dtype or parameter.dtype)
     return Base(model.eval().to(place), tokenizer, fingerprint)
+
+
+def _fill_configuration(model: Any, name: str) -> None:
+    """Set what every pass relies on and a model's config.json may leave out or say otherwise."""
+    for module in model.modules():
+        if hasattr(module, "config"):  # T5's encoder and decoder have their own
+            module.config.return_dict = True
+    if model.config.is_encoder_decoder and model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id
+        if model.config.decoder_start_token_id is None:
+            raise ModelError(
+                f"{name} does not say from which token its decoder starts; write decoder_start_token_id into its "
+                f"config.json (0 for T5)"
+            )
 
 
 def check_device(name: str | None) -> torch.device:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
 
+_ALLOCATIONS = 20_000
+"""Objects made between two looks for garbage. Python's default is 700; importing makes millions, hardly any of them
+garbage, and looking through them took a fifth of a command's time (benchmarks/start.py)."""
+
 
 def main() -> None:
-    """Run the command line on the process's arguments; what other libraries do by default is set first."""
+    """Run the command line on the process's arguments; what other libraries would print is silenced first."""
     from gistlm.cli.app import app
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # a thread that waits for another spins by default: beside any other busy process commands took four times as long
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    app(prog_name="gistlm")
+    gc.set_threshold(_ALLOCATIONS)
+    try:
+        app(prog_name="gistlm")
+    finally:
+        gc.freeze()  # the process ends: what it holds need not be looked through once more
