@@ -133,7 +133,7 @@ def test_a_decoders_start_may_stand_in_either_configuration_and_must_in_one(tmp_
     paths[1].write_text(json.dumps({**generation, "decoder_start_token_id": own["decoder_start_token_id"]}))
     assert torch.equal(GistModel.from_pretrained(folder, device="cpu").score("hi", "you"), scores)
     paths[1].write_text(json.dumps({**generation, "decoder_start_token_id": None}))
-    with pytest.raises(ModelError, match="write decoder_start_token_id into its config.json"):
+    with pytest.raises(ModelError, match=r"write decoder_start_token_id into its config\.json"):
         GistModel.from_pretrained(folder, device="cpu")
 
 

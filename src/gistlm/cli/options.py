@@ -40,7 +40,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", "-t", help="0, or below 1e-5, takes the likeliest token; higher is more varied.")
+    float,
+    typer.Option("--temperature", "-t", help="0, or below 1e-5, takes the likeliest token; higher is more varied."),
 ]
 TopPOption = Annotated[
     float, typer.Option("--top-p", help="Sample from the likeliest tokens that together have this probability.")
