@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         from gistlm import Gist, GistModel
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    with step(console, "loading the model (at its first use its file is converted, which takes up to a minute)"):
+    with step(console, "loading the model; at its first use its file is converted, for up to a minute"):
         model = GistModel.from_pretrained(options.model)
 
     started = time.perf_counter()
@@ -124,11 +124,10 @@ def show_times(console: Console, model: GistModel, prompt: str, gist: Gist, ques
 def step(console: Console, what: str) -> Iterator[None]:
     """Say what is being done, with a spinner in a terminal, and then how long it took."""
     started = time.perf_counter()
-    with console.status(f"{what} ..."):
-        if not console.is_terminal:
-            console.print(f"{what} ...")
+    console.print(f"{what} ...", style="dim")
+    with console.status("..."):
         yield
-    console.print(f"{what}: {time.perf_counter() - started:.1f} s", style="dim")
+    console.print(f"... {time.perf_counter() - started:.1f} s", style="dim")
 
 
 def seconds_of(call: object) -> float:
