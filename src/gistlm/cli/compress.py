@@ -40,9 +40,9 @@ def compress(
 ) -> None:
     """Compress a prompt into k gist tokens and save them.
 
-    One pass of the model over the prompt; the file then stands in the prompt's place for good. A file that is
-    already at OUTPUT is replaced, whole or not at all. A checkpoint that keeps tokens of prompts keeps one of at most
-    k tokens whole, and learns nothing of one that is hardly longer.
+    One pass of the model over the prompt; use the file in the prompt's place from then on. An existing OUTPUT is
+    replaced atomically. With a checkpoint that keeps tokens of the prompt, as the shipped one does, a prompt of at
+    most k tokens is stored verbatim, and a slightly longer one uses kept tokens only.
 
     \b
     Example:

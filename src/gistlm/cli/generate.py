@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def generate(
     text: Annotated[
-        str, typer.Argument(help="What to answer; - reads stdin, and behind -- it may be any word.", metavar="INPUT")
+        str, typer.Argument(help="What to answer. - reads stdin. After --, any text is the input.", metavar="INPUT")
     ],
     gist: Annotated[Path | None, typer.Option("--gist", "-g", help="The gist that stands before the input.")] = None,
     prompt_file: Annotated[
@@ -60,13 +60,15 @@ def generate(
     as_json: JsonOption = False,
     engine: EngineOption = "transformers",
 ) -> None:
-    """Answer an input over a gist and write the answer to stdout as it is made.
+    """Answer an input, with a gist in place of the prompt, and write the answer to stdout as it is made.
 
-    Without --gist, --prompt-file is encoded in full, as any model would; without both there is no prompt.
+    Without --gist, the text of --prompt-file is an ordinary prompt. With neither, there is no prompt. An input that
+    begins with a dash is taken as one if a digit follows or it has white space in it; put any other after --.
 
     \b
     Example:
       gistlm generate --gist system.gist "What is your refund policy?"
+      gistlm generate --gist system.gist -- --help
       echo "Where is my order?" | gistlm generate --gist system.gist --json -
       gistlm generate --gist system.gist --prompt-file system.txt --compare "Where is my order?"
     """

@@ -33,7 +33,7 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     str | None,
-    typer.Option("--dtype", help="float32, bfloat16 or float16; by default the gist's, else the model's own."),
+    typer.Option("--dtype", help="float32, bfloat16 or float16; by default that of a given gist, or else the model's."),
 ]
 EngineOption = Annotated[str, typer.Option("--engine", envvar="GISTLM_ENGINE", hidden=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
