@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
-SCRIPTS = ["exactness.py"]
+SCRIPTS = ["exactness.py", "paper_table.py", "serve.py"]
 """In the order of the folder's README."""
 
 
@@ -55,6 +55,14 @@ def test_exactness_fails_where_logits_are_not_exact(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: own(tensor) & (tensor.dim() != 2))
     with pytest.raises(SystemExit, match=r"cases are not exact; the first is llama frozen"):
         run(monkeypatch, "exactness.py", "--cpu")
+
+
+def test_prompts_are_as_long_as_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for seed in (0, 1):
+        lengths = __import__("paper_table").prompt_lengths(seed)
+        assert (len(lengths), min(lengths), max(lengths)) == (252, 9, 460)
+        assert abs(sum(lengths) / 252 - 69) < 0.5
 
 
 def test_the_readme_names_every_script_with_its_minutes() -> None:
