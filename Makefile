@@ -17,7 +17,7 @@ SHOW    = 2>&1 | tee $(LOG) | awk '/^ *Downloading .* [MG]B\)/ {n = split($$2, p
           || { grep -v '^WARNING' $(LOG) | tail -n 20 >&2; exit 1; }
 # Bytecode is compiled once, on all cores: where PYTHONDONTWRITEBYTECODE is set, every process would compile again all that
 # it imports. The tests of other packages are left out.
-COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' src \
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' src \
           "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 
 .PHONY: help setup demo test test-deepspeed lint types docs docs-check

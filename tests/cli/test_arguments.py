@@ -53,3 +53,16 @@ def test_a_command_without_an_input_does_not_speak_of_one(fake: Run) -> None:
 
 def test_two_inputs_are_wrong_usage(fake: Run) -> None:
     assert fake("generate", "-5 + 3", "Hi").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-p", "my p.txt", "Hi"], ["-pmy p.txt", "Hi"], ["--prompt-file=my p.txt", "Hi"]]
+)
+def test_a_value_with_white_space_may_be_attached_to_its_option(fake: Run, prompt: Path, arguments: list[str]) -> None:
+    prompt.rename(prompt.with_name("my p.txt"))
+    assert fake("generate", *arguments).stdout == "answer 1 over a prompt of 16 tokens: Hi\n"
+
+
+def test_two_dashes_may_be_an_options_value(fake: Run) -> None:
+    result = fake("generate", "--stop", "--", "-5", "--json")
+    assert json.loads(result.stdout)["text"].endswith(": -5")

@@ -248,3 +248,10 @@ def test_scores_are_tensors_on_the_cpu_in_the_order_of_the_inputs() -> None:
     for one, other in zip(scores, alone, strict=True):
         assert isinstance(other, Tensor)
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bound", [0, -1, 2.5, "x", None, True])
+def test_a_bound_that_is_no_whole_number_of_1_or_more_is_refused(bound: Any) -> None:
+    for name, options in (("batch_size", (bound, 10)), ("batch_tokens", (10, bound))):
+        with pytest.raises(InputError, match=f"{name} must be a whole number of 1 or more"):
+            list(batches([(1,), (2,)], *options))

@@ -163,3 +163,10 @@ def test_what_goes_wrong_while_a_stream_is_made_is_raised_where_it_is_read(monke
     monkeypatch.setattr(model("llama"), "_generate", fail)
     with pytest.raises(InputError, match="no"):
         list(model("llama").stream("hello"))
+
+
+def test_half_a_character_is_no_stop_string_yet() -> None:
+    answer = Answer(lambda ids: bytes(ids).decode(errors="replace"), [], ["\ufffd"])
+    for byte in "aé".encode():
+        answer.take(byte)
+    assert (answer.text, answer.stopped) == ("aé", False)

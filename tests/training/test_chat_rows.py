@@ -89,7 +89,6 @@ def parts(*texts: str) -> list[dict[str, str]]:
             Row("A", "Hi", "Ho"),
         ),
         ([user("Hi"), assistant("Ho", weight=1)], Row("Hi", "", "Ho")),
-        ([user("Hi"), assistant("Ho", reasoning_content="Hm")], Row("Hi", "", "Ho")),
     ],
     ids=[
         "parts",
@@ -103,7 +102,6 @@ def parts(*texts: str) -> list[dict[str, str]]:
         "two-user-messages-are-the-prompt",
         "other-keys",
         "weight-1",
-        "reasoning",
     ],
 )
 def test_a_chat_is_one_row_and_nothing_of_it_is_lost(
@@ -239,7 +237,11 @@ def test_a_file_of_unusable_rows_is_refused_with_the_reasons_in_one_sentence(
             IGNORED_TURNS,
         ),
         ({"messages": [user("Hi"), assistant("Ho", tool_calls=CALLS)]}, "the answer's tool calls are ignored"),
-        ({"messages": [user("Hi"), assistant("Ho")], "tools": [{"type": "function"}]}, "the list of tools is ignored"),
+        (
+            {"messages": [user("Hi"), assistant("Ho", reasoning_content="Hm")]},
+            "the answer's reasoning_content are ignored",
+        ),
+        ({"messages": [user("Hi"), assistant("Ho")], "tools": [{"type": "function"}]}, "the key 'tools' is ignored"),
         (
             {"messages": [assistant("Welcome!"), user("Hi"), assistant("Ho")]},
             "the assistant message before the first user message is ignored",
@@ -292,3 +294,39 @@ def test_every_chat_of_known_kinds_is_a_row_or_dropped_for_a_reason(chat: list[d
         assert str(reason) and not counts.sentences()
     else:
         assert prompt.strip() and output.strip()
+
+
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [
+        ({"system": "A", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+         Row("A", "Hi", "Ho")),
+        ({"system": "A", "messages": [system("B"), user("Hi"), assistant("Ho")]}, Row("A\n\nB", "Hi", "Ho")),
+        ({"system": "A", "instruction": "B", "input": "Hi", "output": "Ho"}, Row("A\n\nB", "Hi", "Ho")),
+        ({"system": "", "instruction": "B", "output": "Ho"}, Row("B", "", "Ho")),
+        ({"prompt": [system("A"), user("Hi")], "completion": "Ho"}, Row("A", "Hi", "Ho")),
+        ({"prompt": "Hi", "completion": [assistant("Ho")]}, Row("Hi", "", "Ho")),
+        ({"messages": [{"role": "User", "content": "Hi"}, {"role": "MODEL", "content": "Ho"}]}, Row("Hi", "", "Ho")),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_projects_shape_is_one_row(
+    write: Write, record: dict[str, Any], row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gistlm")
+    assert read_rows(write(record)) == [row]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("key", ["history", "context", "completion", "rejected"])
+def test_a_key_that_is_not_read_is_named(write: Write, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="gistlm")
+    plain = {"instruction": "A", "output": "Ho", "id": 7}
+    assert read_rows(write(plain, {**plain, key: "more"}, {**plain, key: None})) == [Row("A", "", "Ho")] * 3
+    (said,) = caplog.messages
+    assert said.startswith(f"1 row used in part: the key '{key}' is ignored (first: ") and said.endswith(":2)")
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, "0", False])
+def test_an_answer_of_weight_0_is_not_trained_on_however_that_is_written(write: Write, weight: Any) -> None:
+    with pytest.raises(DataError, match="weight 0"):
+        read_rows(write({"messages": [user("Hi"), assistant("Ho", weight=weight)]}))

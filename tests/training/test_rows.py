@@ -238,8 +238,8 @@ def test_splitting_loses_no_text(texts: list[str], seed: int) -> None:
         (b'{"messages": [{"role": "user", "content": {}}]}', "'content' is a JSON object; it must be text$"),
         (b'{"messages": [{"role": "user", "content": [1]}]}', "a content part is a JSON number; it must be an object"),
         (b'{"messages": [{"role": "user", "content": [{"text": 1}]}]}', "'text' is a JSON number; it must be text"),
-        (b'{"prompt": [], "completion": "text"}', "'completion' is a JSON string; it must be a list"),
-        (b'{"prompt": "text", "completion": []}', "'completion' is a JSON list; it must be text$"),
+        (b'{"prompt": [], "completion": "text"}', "no user message"),
+        (b'{"prompt": "text", "completion": []}', "no assistant message after the user message"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(write: Write, content: bytes, message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from typer import BadParameter
@@ -17,36 +16,40 @@ class Command(TyperCommand):
     """A command that takes "-5 + 3 = ?" for its input: a word of a dash and a digit, or with white space in it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put such words behind "--", where none is an option; name that way to who mistypes an option."""
-        end = args.index("--") if "--" in args else len(args)
+        """Parse the words as they stand; where that fails, once more with such words behind "--"."""
+        try:
+            return super().parse_args(ctx, list(args))
+        except _UsageError as error:
+            reordered = self._with_inputs_last(args)
+            if reordered is None:
+                raise self._with_hint(error) from None
+        ctx.params.clear()
+        try:
+            return super().parse_args(ctx, reordered)
+        except _UsageError as error:
+            raise self._with_hint(error) from None
+
+    def _with_inputs_last(self, args: list[str]) -> list[str] | None:
+        """Words that look like an input behind "--"; None if there is none before it."""
         options: list[str] = []
         inputs: list[str] = []
-        for word, is_value in self._words(args[:end]):
-            (inputs if not is_value and self._is_input(word) else options).append(word)
-        behind = [*inputs, *args[end + 1 :]]
-        try:
-            return super().parse_args(ctx, [*options, "--", *behind] if behind else args)
-        except _UsageError as error:
-            if hasattr(error, "possibilities") and self._takes_input:  # there is no such option
-                error.message += "; " + _HINT.format(name=self.name)
-            raise
-
-    def _words(self, args: list[str]) -> Iterator[tuple[str, bool]]:
-        """Every word, and whether it is the value of the option before it."""
         is_value = False
-        for word in args:
-            yield word, is_value
-            is_value = not is_value and word in self._options_with_values
+        rest = iter(args)
+        for word in rest:
+            if word == "--" and not is_value:
+                break
+            looks_like_input = re.match(r"-\d|-.*\s", word, re.DOTALL) and word.partition("=")[0] not in self._options
+            (inputs if looks_like_input and not is_value else options).append(word)
+            is_value = not is_value and word in self._options
+        return [*options, "--", *inputs, *rest] if inputs else None
 
-    def _is_input(self, word: str) -> bool:
-        if not word.startswith("-") or word.partition("=")[0] in self._options_with_values:
-            return False
-        return bool(re.match(r"-\d|-.*\s", word, re.DOTALL))
+    def _with_hint(self, error: Any) -> Any:
+        """The error; where there is no such option, and the command takes an input, it names the two dashes."""
+        if hasattr(error, "possibilities") and any(param.param_type_name == "argument" for param in self.params):
+            error.message += "; " + _HINT.format(name=self.name)
+        return error
 
     @property
-    def _options_with_values(self) -> set[str]:
+    def _options(self) -> set[str]:
+        """Names of options that take a value."""
         return {name for param in self.params if not getattr(param, "is_flag", False) for name in param.opts}
-
-    @property
-    def _takes_input(self) -> bool:
-        return any(param.param_type_name == "argument" for param in self.params)

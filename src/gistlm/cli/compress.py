@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,6 @@ from gistlm.cli.show import byte_count, duration, print_json, print_table
 from gistlm.cli.text import STDIN, read_prompt
 from gistlm.errors import InputError
 from gistlm.files import check_target
-
-if TYPE_CHECKING:
-    pass
 
 
 def compress(

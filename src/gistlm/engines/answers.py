@@ -54,7 +54,7 @@ class Answer:
             return
         self.tokens.append(token)
         if self._stops:
-            whole = self.whole
+            whole = self.whole.rstrip("\ufffd")  # half a character is none yet
             self.stopped = any(stop in whole for stop in self._stops)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from gistlm.engines.batches import BATCH_TOKENS
 from gistlm.errors import InputError
-from gistlm.messages import Input, split_system
+from gistlm.messages import Input, is_text, split_system
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ def _number(value: object) -> bool:
 
 
 def _strings(values: object) -> bool:
-    return isinstance(values, (list, tuple)) and all(isinstance(value, str) and value for value in values)
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) and is_text(value) for value in values)
 
 
 @dataclass(frozen=True)

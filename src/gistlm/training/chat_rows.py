@@ -22,6 +22,8 @@ _ROLES |= dict.fromkeys(("tool", "function", "function_call", "observation"), "t
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _BETWEEN_MESSAGES = "\n\n"
 _REFUSAL = "the answer is a refusal"
+_UNREAD = ("reasoning_content", "reasoning", "audio", "refusal")
+"""Keys of an answer that are not its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _joined(messages: list[_Message], role: str) -> str:
 def _message(item: object, where: str) -> _Message:
     fields = mapping(item, where, "a message")
     role_key, text_key = ("role", "content") if "role" in fields else ("from", "value")
-    role = _ROLES.get(text(fields, role_key, where), "")
+    role = _ROLES.get(text(fields, role_key, where).lower(), "")
     if role == "tool":
         return _Message(role, fault="a tool message before the answer")
     if not role:
@@ -99,7 +101,8 @@ def _message(item: object, where: str) -> _Message:
         return _Message(role, said, fault)
     calls_tools = bool(fields.get("tool_calls") or fields.get("function_call"))
     fault = fault or _fault_of_answer(fields, said, calls_tools)
-    return _Message(role, said, fault, "the answer's tool calls are ignored" if calls_tools else "")
+    unread = ["tool calls"] * calls_tools + [key for key in _UNREAD if fields.get(key)]
+    return _Message(role, said, fault, f"the answer's {' and '.join(unread)} are ignored" if unread else "")
 
 
 def _content(fields: dict[str, Any], key: str, where: str) -> tuple[str, str]:
@@ -118,7 +121,7 @@ def _content(fields: dict[str, Any], key: str, where: str) -> tuple[str, str]:
 
 
 def _fault_of_answer(fields: dict[str, Any], said: str, calls_tools: bool) -> str:
-    if fields.get("weight") == 0:
+    if str(fields.get("weight")) in ("0", "0.0", "False"):
         return "the answer has weight 0, which keeps it out of training"
     if said.strip():
         return ""

@@ -9,11 +9,16 @@ import yaml
 
 from gistlm.errors import DataError
 
+_MAX_BYTES = 1 << 20
+
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """The mapping in a recipe's file. Raises `DataError` in one sentence."""
+    path = Path(path)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_BYTES):
+            raise DataError(f"the recipe {path} is no file of at most {_MAX_BYTES:,} bytes; give a YAML file")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"there is no recipe at {path}; recipes/ has examples") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: wrong UTF-8, or a NUL in the path

@@ -10,8 +10,8 @@ A record is recognised by its keys (a key whose value is null counts as absent),
     prompt, completion                TRL: two lists of chat messages, which together are one chat
     instruction, [input,] completion  the same as with an output
 
-Where no set of keys has all its values, nulls count as empty texts. The last five may name their task, or else their
-template (see `hold_out`).
+A text under `system` is the first system message, or stands before the prompt. Where no set of keys has all its values,
+nulls count as empty texts. The last five may name their task, or else their template (see `hold_out`).
 
 Texts are kept as they are, but for the ``<|endoftext|>`` that ends T0's outputs. A row without an output teaches and
 tests nothing and is dropped, as is one without a prompt unless `split_long_inputs` makes one. What is dropped, or used
@@ -55,6 +55,10 @@ _FORMATS = (
     ("instruction", "completion"),
 )
 """The keys by which a record is recognised; the first set that it has counts."""
+_USED = ("system", "input", "task", "template")
+"""Keys that are read beside those of a format."""
+_SAYS_NOTHING = ("id", "name", "source", "category", "url", "is_classification")
+"""Keys that say nothing to a model, and are passed over without a word."""
 _BOUNDARIES = tuple(  # from the best place to cut a text to the least; group 1 is the separator
     re.compile(pattern)
     for pattern in (
@@ -228,11 +232,21 @@ def _from_datasets(name: str) -> Iterator[tuple[str, object]]:
 def _rows_of(record: object, where: str, counts: RowCounts) -> list[Row]:
     """The rows one record holds; its format is told by its keys. Raises `UnusableRowError` where it can hold none."""
     fields = mapping(record, where, "a row")
-    match _format_of(record, fields, where):
+    known = _format_of(record, fields, where)
+    rows = _rows_of_format(known, fields, where, counts)
+    if any(row.output.strip() for row in rows):
+        for key in sorted(map(str, fields.keys() - {*known, *_USED, *_SAYS_NOTHING})):
+            if fields.get(key) not in ("", [], {}):
+                counts.use_in_part(f"the key {key[:40]!r} is ignored", where)
+    return rows
+
+
+def _rows_of_format(known: tuple[str, ...], fields: dict[str, Any], where: str, counts: RowCounts) -> list[Row]:
+    match known:
         case ["messages" | "conversations" as key]:
             return [_chat_row(fields, items(fields, key, where), where, counts)]
         case ["instruction", "instances"]:
-            prompt = text(fields, "instruction", where)
+            prompt = _with_system(fields, text(fields, "instruction", where), where)
             instances = [mapping(item, where, "an instance") for item in items(fields, "instances", where)]
             if not instances:
                 raise UnusableRowError("no instances")
@@ -260,18 +274,34 @@ def _flat_row(fields: dict[str, Any], prompt_key: str, output_key: str, where: s
     named = (str(fields[key]) for key in ("task", "template") if fields.get(key, "") != "")
     task = next(named, "")
     given = text(fields, "input", where)
-    if prompt_key != "prompt" or not isinstance(fields.get(prompt_key), list):
-        return Row(text(fields, prompt_key, where), given, text(fields, output_key, where), task=task)
+    if prompt_key != "prompt" or not any(isinstance(fields.get(key), list) for key in (prompt_key, output_key)):
+        prompt = _with_system(fields, text(fields, prompt_key, where), where)
+        return Row(prompt, given, text(fields, output_key, where), task=task)
     if given.strip():
         raise UnusableRowError("an input beside a prompt of chat messages")
-    opening, completion = items(fields, prompt_key, where), items(fields, output_key, where)
+    opening, completion = (
+        _messages(fields, prompt_key, "user", where),
+        _messages(fields, output_key, "assistant", where),
+    )
     return replace(_chat_row(fields, opening + completion, where, counts, len(opening)), task=task)
 
 
 def _chat_row(
     fields: dict[str, Any], messages: list[object], where: str, counts: RowCounts, completion_from: int = 0
 ) -> Row:
-    row = Row(*chat_texts(messages, where, counts, completion_from))
-    if fields.get("tools") or fields.get("functions"):
-        counts.use_in_part("the list of tools is ignored", where)
-    return row
+    if system := text(fields, "system", where):
+        messages, completion_from = [{"role": "system", "content": system}, *messages], completion_from + 1
+    return Row(*chat_texts(messages, where, counts, completion_from))
+
+
+def _messages(fields: dict[str, Any], key: str, role: str, where: str) -> list[object]:
+    """A field's chat messages; a text is one message of that role."""
+    if isinstance(fields.get(key), list):
+        return items(fields, key, where)
+    return [{"role": role, "content": text(fields, key, where)}]
+
+
+def _with_system(fields: dict[str, Any], prompt: str, where: str) -> str:
+    """The prompt behind the record's system text, if it has one."""
+    system = text(fields, "system", where)
+    return f"{system}\n\n{prompt}" if system.strip() and prompt.strip() else system or prompt
