@@ -211,7 +211,7 @@ def _score(
 ) -> Iterator[tuple[Condition, int, dict[str, float]]]:
     """(condition, row, sums over the row's targets) under teacher forcing; a few rows' distributions at a time."""
     checkpoint = engine.checkpoint
-    most = MAX_LOGITS // int(checkpoint.reader.config.get_text_config(decoder=True).vocab_size)
+    most = max(1, MAX_LOGITS // int(checkpoint.reader.config.get_text_config(decoder=True).vocab_size))
     for some in batches([(len(ids) + 1,) for ids in targets], len(targets), most):
         ids = [torch.tensor(targets[row], dtype=torch.long, device=checkpoint.reader.device) for row in some]
         texts = [outputs[row] for row in some]
