@@ -80,13 +80,9 @@ class Preflight:
 
     def check_request(self, text: Input, prompt: str | None, gist: GistFile | None, room: int) -> None:
         """Raise `InputError` unless an input fits into the context behind a prompt or a gist, before so many tokens of
-        an answer, and `GistMismatchError` unless the model can read the gist.
+        an answer.
         """
-        if self.prompts is None:
-            return
-        if gist is not None:
-            self.check_gist(gist)
-        if self._context is None:
+        if self.prompts is None or self._context is None:
             return
         tokens = len(self.prompts.rest_ids(text)) + room
         if gist is not None:
