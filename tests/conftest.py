@@ -19,6 +19,7 @@ os.environ.update(
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import ipaddress
 import random
 import signal
@@ -33,6 +34,7 @@ import torch
 
 hypothesis.settings.register_profile("gistlm", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gistlm")
+gc.set_threshold(20_000)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
@@ -83,6 +85,10 @@ SLOWEST = ("test_distributed", "test_benchmarks", "test_default_model", "test_co
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what imports and collection have made stays: it need not be looked through at every collection
 
 
 def pytest_unconfigure() -> None:

@@ -45,8 +45,8 @@ KEPT = 13
 CASES = [(kind, *layout, 0) for kind in KINDS for layout in LAYOUTS] + [
     (kind, *layout, KEPT) for kind in KINDS if kind not in ("mistral", "gemma3_text") for layout in LAYOUTS[::3]
 ]
-BATCHES = 16
-"""Batches of each case: 44 x 16 = 704 in all."""
+BATCHES = 12
+"""Batches of each case: 44 x 12 = 528 in all."""
 TOLERANCE = 1e-4
 NEW_TOKENS = 3
 
