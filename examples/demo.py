@@ -74,26 +74,30 @@ def run(options: argparse.Namespace) -> None:
         f"\n[bold]{info['prompt_tokens']} tokens became {gist.k} gist tokens[/] ({info['compression']:g}x) in "
         f"{seconds:.2f} s; KV cache {info['prompt_nbytes']:,} -> {info['nbytes']:,} bytes; file {size:,} bytes\n"
     )
-    show_answers(console, model, prompt, gist, options.question)
-    if options.prompt == PROMPT and options.question == list(QUESTIONS):
+    facts = QUESTIONS if options.prompt == PROMPT else {}
+    show_answers(console, model, prompt, gist, {question: facts.get(question, "") for question in options.question})
+    if list(facts) == options.question:
         console.print(WHAT_HOLDS)
     show_times(console, model, prompt, gist, options.question[0])
 
 
-def show_answers(console: Console, model: GistModel, prompt: str, gist: Gist, questions: list[str]) -> None:
-    """Every question over the gist, the full prompt and nothing, in one mixed batch."""
-    n = len(questions)
-    inputs = questions * 3
+def show_answers(console: Console, model: GistModel, prompt: str, gist: Gist, facts: dict[str, str]) -> None:
+    """Every question over the gist, the full prompt and nothing, in one mixed batch.
+
+    facts: by question, what the prompt says to it; empty where that is not known.
+    """
+    n = len(facts)
+    inputs = list(facts) * 3
     gists = [gist] * n + [None] * (2 * n)
     prompts = [None] * n + [prompt] * n + [None] * n
     with step(console, f"answering {n} questions in three ways"):
         answers = model.generate(inputs, gists, prompts=prompts, max_new_tokens=MAX_NEW_TOKENS)
-    for row, question in enumerate(questions):
+    for row, (question, fact) in enumerate(facts.items()):
         table = Table(title=Text(question, "bold cyan"), title_justify="left", show_lines=True)
         table.add_column("context", no_wrap=True)
         table.add_column("answer")
-        if question in QUESTIONS and prompt == PROMPT.read_text(encoding="utf-8").strip():
-            table.add_row("", Text(f"The prompt says: {QUESTIONS[question]}.", "italic"))
+        if fact:
+            table.add_row("", Text(f"The prompt says: {fact}.", "italic"))
         for at, name in enumerate(("the gist", "the full prompt", "no prompt")):
             table.add_row(name, Text(shown(answers[row + at * n])))
         console.print(table)

@@ -19,7 +19,7 @@ from tiny import tiny_checkpoint
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistFileError, GistMismatchError
 from gistlm.gist import Gist
-from gistlm.gist_file import MAX_HEADER_BYTES
+from gistlm.gist_file import MAX_HEADER_BYTES, header
 
 GIST = make_gist(k=2, layers=1, width=1)
 WHOLE = GIST.to_bytes()
@@ -273,7 +273,7 @@ def test_numbers_that_are_not_finite_are_neither_read_nor_written(
     gist = make_gist(k=2, layers=2, width=1, dtype=dtype)
     gist.values[1][0, 1, 0] = number
     with pytest.raises(GistFileError, match=r"not finite, in layers\.1\.value"):
-        Gist.from_bytes(save_tensors(gist._tensors(), gist._file.metadata))
+        Gist.from_bytes(save_tensors(gist._tensors(), header(gist.id, gist.provenance)))
     with pytest.raises(GistFileError, match="cannot be saved: it holds numbers that are not finite"):
         gist.save(tmp_path / "x.gist")
     assert not any(tmp_path.iterdir())

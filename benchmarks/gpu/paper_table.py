@@ -1,6 +1,6 @@
 """The paper's table of costs at the paper's size: LLaMA-7B and FLAN-T5-XXL, with random weights made on the card.
 
-    python benchmarks/gpu/paper_table.py --json paper_table.json          5 minutes; needs the repository alone
+    python benchmarks/gpu/paper_table.py --json paper_table.json          about 5 minutes; needs the repository alone
 
 A gist against no cache and, where there is such a thing, against the full prompt's cache (Mu et al. 2023): FLOPs, time
 of the card, time of the processor and bytes. Times do not depend on what weights are. Prompts are as long as the
@@ -215,7 +215,7 @@ def measure(model: Llama, cell: Cell) -> dict[str, Any]:
     flops: dict[str, list[int]] = {}
     for place, length in enumerate(cell.lengths):
         ways = model.conditions(length, cell.batch)
-        for counted in [False, *[True] * cell.rounds] if len(cell.lengths) == 1 or not place else [True] * cell.rounds:
+        for counted in [False] * (not place) + [True] * cell.rounds:
             for name, way in ways.items():
                 taken = timed(model.device, lambda way=way: way(cell.new_tokens))
                 if counted:

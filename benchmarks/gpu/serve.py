@@ -1,6 +1,6 @@
 """What a server would see: tokens a second and time to first token of GistModel on a card.
 
-    python benchmarks/gpu/serve.py --json serve.json          2 minutes; needs the repository alone
+    python benchmarks/gpu/serve.py --json serve.json          about 2 minutes; needs the repository alone
 
 The gist (k of 16) against the full prompt encoded with every request, and against the full prompt's KV cache; from
 text to text, greedily; batches of 1 to 64 on prompts of 512 tokens, and of 1 to 16 on prompts of 2,000; inputs of 64,

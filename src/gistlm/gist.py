@@ -18,7 +18,7 @@ from torch import Tensor
 from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, write_atomically
 from gistlm.gist_file import DTYPES as DTYPE_NAMES
-from gistlm.gist_file import Array, Form, GistFile, check_dtype, check_forms, describe
+from gistlm.gist_file import Array, Form, GistFile, check_dtype, check_forms, describe, header
 from gistlm.provenance import GistInfo
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -153,17 +153,16 @@ class Gist:
 
     def to_bytes(self) -> bytes:
         """The file's content. Raises `GistFileError` for numbers that are not finite, which no gist may have."""
-        file = self._file
-        try:
-            file.check_finite()
-        except GistFileError as error:
-            raise GistFileError(f"this gist cannot be saved: {error}; compress the prompt again") from None
+        if not self.is_finite():
+            raise GistFileError(
+                "this gist cannot be saved: it holds numbers that are not finite; compress the prompt again"
+            )
         # copies, because safetensors refuses tensors that share memory
         tensors = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format)
             for name, tensor in self._tensors().items()
         }
-        return save_tensors(tensors, file.metadata)
+        return save_tensors(tensors, header(self.id, self.provenance))
 
     def check_reader(self, model: str, name: str, dtype: torch.dtype) -> None:
         """Raise `GistMismatchError` unless a model with this fingerprint and dtype can read the gist."""

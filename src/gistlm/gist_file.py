@@ -90,11 +90,6 @@ class GistFile:
             parts += [f"{name} torch.{form.dtype} {[*form.shape]}".encode(), data]
         return sha256(*parts)
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the header says beside the tensors."""
-        return {"format": FORMAT, "version": str(VERSION), "gist": self.provenance.to_json(), "sha256": self.id}
-
     def info(self) -> dict[str, Any]:
         """Plain values for people and programs; the keys are stable."""
         return describe(self.id, self.forms, self.provenance)
@@ -179,6 +174,11 @@ def check_forms(forms: Mapping[str, Form], kept: int) -> None:
         raise GistFileError(f"states must be {dtype} [k, hidden], got {states.dtype} {[*states.shape]}")
     if dtype not in DTYPES:
         raise GistFileError(f"a gist's dtype is one of {', '.join(DTYPES)}, got {dtype}")
+
+
+def header(identity: str, provenance: GistInfo) -> dict[str, str]:
+    """What a file's header says beside the tensors; ``identity`` is their content hash."""
+    return {"format": FORMAT, "version": str(VERSION), "gist": provenance.to_json(), "sha256": identity}
 
 
 def describe(identity: str, forms: Mapping[str, Form], provenance: GistInfo) -> dict[str, Any]:

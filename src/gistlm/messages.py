@@ -144,10 +144,8 @@ def _text_of_part(part: object) -> str:
             f"a message's content must be a string or a list of {{'type': 'text', 'text': ...}}, got a list with "
             f"{type(part).__name__}"
         )
-    kind, keys = (
-        part.get("type", "text"),
-        sorted({"type", *(str(key) for key, value in part.items() if not _is_empty(value))}),
-    )
+    kind = part.get("type", "text")
+    keys = sorted({"type", *(str(key) for key, value in part.items() if not _is_empty(value))})
     if kind not in _TEXT_PARTS:
         raise InputError(
             f"a message's content must be text, got a part of the type {kind!r}; leave it out, as gistlm reads no "

@@ -79,18 +79,15 @@ class Preflight:
             raise PromptTooLongError(tokens, limit)
 
     def check_request(self, text: Input, prompt: str | None, gist: GistFile | None, room: int) -> None:
-        """Raise `InputError` unless an input fits into the context behind a prompt or a gist, before so many tokens of
-        an answer.
+        """Raise `InputError` unless an input fits into the context behind a prompt and behind a gist, whichever are
+        given, before ``room`` tokens of an answer.
         """
         if self.prompts is None or self._context is None:
             return
-        tokens = len(self.prompts.rest_ids(text)) + room
-        if gist is not None:
-            tokens += gist.end
-        elif prompt is not None:
-            tokens += len(self.prompts.prompt_ids(prompt))
-        elif self.prompt_format.opening_visible:
-            tokens += len(self.prompts.opening_ids)
+        before = [] if prompt is None else [len(self.prompts.prompt_ids(prompt))]
+        before += [] if gist is None else [gist.end]
+        opening = len(self.prompts.opening_ids) if self.prompt_format.opening_visible else 0
+        tokens = max(before, default=opening) + len(self.prompts.rest_ids(text)) + room
         if tokens > self._context:
             raise PromptTooLongError(tokens, self._context, "request with room for its answer")
 

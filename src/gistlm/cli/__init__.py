@@ -8,8 +8,8 @@ import sys
 import warnings
 
 _ALLOCATIONS = 20_000
-"""Objects made between two looks for garbage. Python's default is 700; importing makes millions, hardly any of them
-garbage, and looking through them took a fifth of a command's time (benchmarks/start.py)."""
+"""Allocations between two runs of the garbage collector; Python's default is 700. Imports allocate millions of objects
+and leave hardly any garbage (docs/experiments.md, 2026-11-27, how long a command takes)."""
 
 
 def main() -> None:
@@ -27,4 +27,4 @@ def main() -> None:
     try:
         app(prog_name="gistlm")
     finally:
-        gc.freeze()  # the process ends: what it holds need not be looked through once more
+        gc.freeze()  # the process ends: collecting its garbage would take most of a second

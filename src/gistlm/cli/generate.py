@@ -82,8 +82,7 @@ def generate(
     question = read_input(text)
     options = EngineOptions(engine, model, base, device, dtype)
     if known := options.preflight(file):
-        known.check_request(question, prompt, None, max_new_tokens)
-        known.check_request(question, None, file, max_new_tokens)
+        known.check_request(question, prompt, file, max_new_tokens)
     loaded = options.load(file)
     request = Request(question, read_gist(file), None if compare else prompt)
     if compare:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 _UNNEEDED = ("pandas", "scipy", "sklearn")
 """Where they are installed, transformers imports them beside every model: for assisted generation and losses of
-computer vision. They take a sixth of the time until a model is loaded (benchmarks/start.py)."""
+computer vision (docs/experiments.md, 2026-11-27, how long a command takes)."""
 
 
 @contextmanager

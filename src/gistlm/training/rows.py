@@ -279,10 +279,8 @@ def _flat_row(fields: dict[str, Any], prompt_key: str, output_key: str, where: s
         return Row(prompt, given, text(fields, output_key, where), task=task)
     if given.strip():
         raise UnusableRowError("an input beside a prompt of chat messages")
-    opening, completion = (
-        _messages(fields, prompt_key, "user", where),
-        _messages(fields, output_key, "assistant", where),
-    )
+    opening = _messages(fields, prompt_key, "user", where)
+    completion = _messages(fields, output_key, "assistant", where)
     return replace(_chat_row(fields, opening + completion, where, counts, len(opening)), task=task)
 
 
