@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import runpy
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
-SCRIPTS = ["exactness.py", "paper_table.py", "serve.py"]
+SCRIPTS = ["exactness.py", "paper_table.py", "train.py", "serve.py"]
 """In the order of the folder's README."""
 
 
@@ -27,6 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
 def test_it_works_at_tiny_size_and_writes_card_versions_and_date(
     script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     run(monkeypatch, script, "--cpu", "--json", str(tmp_path / "figures.json"))
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"card", "torch", "transformers", "date", "script", "settings"} <= set(figures)
@@ -71,3 +73,57 @@ def test_the_readme_names_every_script_with_its_minutes() -> None:
         assert f"`{script}`" in page
         text: Any = (FOLDER / script).read_text(encoding="utf-8")
         assert "minutes; needs" in text
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What `prepare.py` makes of one file, in parts of 1,000 bytes."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for module in ("card", "prepare", "train"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    prepare, train = __import__("prepare"), __import__("train")
+    monkeypatch.setattr(prepare, "CARD", tmp_path)
+    monkeypatch.setattr(prepare, "PART_BYTES", 1000)
+    monkeypatch.setattr(prepare, "PARTS", tmp_path / "parts.json")
+    monkeypatch.setattr(train, "PARTS", tmp_path / "parts.json")
+    (tmp_path / "rows.safetensors").write_bytes(random.Random(0).randbytes(3500))
+    made = prepare.write_parts([tmp_path / "rows.safetensors"])
+    assert [path.name for path in made] == [f"part-{number}-of-4" for number in range(1, 5)]
+    (tmp_path / "rows.safetensors").unlink()
+    return tmp_path
+
+
+def test_parts_that_all_arrived_are_unpacked(parts: Path) -> None:
+    __import__("train").unpack(parts)
+    assert (parts / "rows.safetensors").read_bytes() == random.Random(0).randbytes(3500)
+
+
+def test_a_part_that_did_not_arrive_ends_training_with_a_sentence(parts: Path) -> None:
+    (parts / "part-3-of-4").unlink()
+    with pytest.raises(SystemExit, match=r"there is no .*part-3-of-4; carry each part and copy it there"):
+        __import__("train").unpack(parts)
+
+
+def test_a_part_that_is_damaged_ends_training_with_a_sentence(parts: Path) -> None:
+    (parts / "part-2-of-4").write_bytes(b"x")
+    with pytest.raises(SystemExit, match=r"part-2-of-4 is not what prepare\.py made; carry it again"):
+        __import__("train").unpack(parts)
+    assert not (parts / "rows.safetensors").exists()
+
+
+def test_a_second_call_goes_on_with_the_run_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    work = tmp_path / "work"
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(work))
+    found = []
+    for _ in range(2):
+        work.mkdir(exist_ok=True)
+        run(monkeypatch, "train.py", "--cpu", "--calls", "3", "--json", str(tmp_path / "figures.json"))
+        found.append(json.loads((tmp_path / "figures.json").read_text()))
+    first, second = found
+    assert first["plan"] == second["plan"]
+    assert second["steps"] == first["steps"] + second["steps_of_this_call"] > first["steps"]
+    assert (tmp_path / "runs" / "card" / "gistlm.json").exists()

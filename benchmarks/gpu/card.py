@@ -21,6 +21,10 @@ import transformers
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
+CARD = FOLDER / "card"
+"""What is made beforehand for a card; git ignores it."""
+PARTS = CARD / "parts.json"
+"""Names and SHA-256 of the parts to be carried."""
 GIB = 1 << 30
 
 

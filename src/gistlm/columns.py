@@ -33,10 +33,12 @@ def join_key_values(first: KeyValues, second: KeyValues) -> KeyValues:
 
 def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and parts, both [batch, longest], padded on the left with zeros."""
-    width = max(map(len, rows))
+    lengths = list(map(len, rows))
+    width = max(lengths)
     tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    parts = torch.tensor([[int(Part.PAD)] * (width - len(row)) + [int(part)] * len(row) for row in rows], device=device)
-    return tokens, parts
+    padding = width - torch.tensor(lengths, device=device)[:, None]
+    is_padding = torch.arange(width, device=device) < padding
+    return tokens, torch.where(is_padding, int(Part.PAD), int(part))
 
 
 def left_positions(parts: Tensor, starts: Tensor) -> Tensor:

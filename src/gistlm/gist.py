@@ -159,7 +159,7 @@ class Gist:
             )
         # copies, because safetensors refuses tensors that share memory
         tensors = {
-            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self._tensors().items()
         }
         return save_tensors(tensors, header(self.id, self.provenance))

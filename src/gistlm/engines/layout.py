@@ -150,21 +150,17 @@ def _fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:
 def _cached_columns(checkpoint: Checkpoint, gists: Sequence[Gist | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Parts and positions [batch, C] of opening and gist, left-padded, and where each rest begins [batch]."""
     h, device = checkpoint.opening_tokens, checkpoint.reader.device
-    lengths = [h + gist.k if gist is not None else 0 for gist in gists]
-    width = max(lengths)
-    parts = torch.full((len(gists), width), int(Part.PAD), device=device)
-    positions = torch.zeros_like(parts)
-    starts = torch.zeros(len(gists), dtype=torch.long, device=device)
-    for row, (gist, length) in enumerate(zip(gists, lengths, strict=True)):
-        if gist is None:
-            continue
-        parts[row, width - length :] = torch.tensor([Part.OPENING] * h + [Part.GIST] * gist.k)
-        start, kept = gist.provenance.start, gist.provenance.kept
-        positions[row, width - length :] = torch.tensor(
-            [*range(h), *range(start, gist.end), *[max(0, start - 1)] * kept]
-        )
-        starts[row] = gist.end
-    return parts, positions, starts
+    parts: list[list[int]] = []
+    positions: list[list[int]] = []
+    for gist in gists:
+        start, learned, kept = (gist.provenance.start, gist.learned, gist.k - gist.learned) if gist else (0, 0, 0)
+        parts.append([int(Part.OPENING)] * h + [int(Part.GIST)] * gist.k if gist else [])
+        positions.append([*range(h), *range(start, start + learned), *[max(0, start - 1)] * kept] if gist else [])
+    width = max(map(len, parts))
+    padded = [[[0] * (width - len(row)) + row for row in rows] for rows in (parts, positions)]  # 0 is Part.PAD
+    starts = [gist.end if gist else 0 for gist in gists]
+    made = [torch.tensor(rows, dtype=torch.long, device=device) for rows in (*padded, starts)]
+    return made[0], made[1], made[2]
 
 
 def _moved(gist: Gist | None, device: torch.device) -> Gist | None:

@@ -6,7 +6,6 @@ number of gist tokens, follow from the seed alone: a resumed run repeats them, a
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +52,13 @@ class Examples(Dataset[dict[str, Any]]):
             example for example in examples if example.tokens <= max_tokens and len(example.rest) <= rest_limit
         ]
 
+    @classmethod
+    def of(cls, examples: list[Example]) -> Examples:
+        """Rows that are tokens already."""
+        made = cls.__new__(cls)
+        made.examples = examples
+        return made
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -68,9 +74,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     def share(self, process: int, processes: int) -> Examples:
         """The rows that fall to one of several processes."""
-        made = copy.copy(self)
-        made.examples = self.examples[process::processes]
-        return made
+        return Examples.of(self.examples[process::processes])
 
 
 _GROUPED = 50

@@ -20,21 +20,20 @@ from transformers.trainer import SCHEDULER_NAME
 
 from gistlm.checkpoint import Checkpoint
 from gistlm.checkpoint_config import Recipe
-from gistlm.errors import DataError, ModelError
+from gistlm.errors import ModelError
 from gistlm.files import write_atomically
 from gistlm.mask import Condition
 from gistlm.training import saves
 from gistlm.training.batch import Batch
 from gistlm.training.batches import Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.data import hash_rows, hold_out, load_sources, without
 from gistlm.training.fsdp import gather, part_parameters, start_moments
 from gistlm.training.launch import check_launch, shares_weights
 from gistlm.training.memory import keep_freed_memory
 from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
-from gistlm.training.rows import Row, read_rows
 from gistlm.training.start import create_checkpoint
 from gistlm.training.teacher import Teacher
+from gistlm.training.tokenized import Texts, Tokenized
 from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -156,11 +155,14 @@ class GistTrainer(Trainer):
         """Nothing to do: `Objective.load` has read the save."""
 
 
-def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -> Path:
+def train(
+    config: TrainConfig, callbacks: list[TrainerCallback] | None = None, tokenized: Tokenized | None = None
+) -> Path:
     """Run a recipe to its end, resuming what an earlier run left. Returns the checkpoint's folder.
 
-    Every process of a launch calls it; ``callbacks`` are the main one's. The caller destroys the process group
-    (`torch.distributed.destroy_process_group`) after its last run.
+    tokenized: the recipe's rows, where they are tokens already. Every process of a launch calls it; ``callbacks`` are
+    the main one's. The caller destroys the process group (`torch.distributed.destroy_process_group`) after its last
+    run.
     Raises `InputError`, `DataError` or `ModelError`. The finished run's figures are in `OUTPUT/training.json`.
     """
     output = Path(config.output)
@@ -170,24 +172,24 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
     with arguments.main_process_first(local=False):
         saves.check_same_run(config, run, arguments.world_size)
         save = saves.last_save(run)
-    rows, held_out, left_out = _rows(config)
-    data_hash = hash_rows(rows, held_out)
+    rows = tokenized or Texts.read(config)
     if save is not None:
-        saves.check_same_data(save, data_hash)
+        saves.check_same_data(save, rows.data_hash)
     keep_freed_memory()
     torch.set_float32_matmul_precision(config.matmul_precision)
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = create_checkpoint(config)
-    training, validation = _examples(config, checkpoint, rows, held_out, arguments.world_size)
+    tokens = rows if isinstance(rows, Tokenized) else rows.tokenize(config, checkpoint.prompts)
+    tokens.check(config.batch_size * arguments.world_size)
     objective = Objective(checkpoint, config)
     if save is not None:
         objective.load(save)  # before FSDP shares the weights out; DeepSpeed goes on from weights of its own
-    measure = Validation(checkpoint, validation, config)
+    measure = Validation(checkpoint, tokens.validation, config)
     trainer = GistTrainer(
         model=objective,
         args=arguments,
-        train_dataset=training,
+        train_dataset=tokens.training,
         data_collator=Collator(
             config.max_k,
             config.k,
@@ -197,48 +199,19 @@ def train(config: TrainConfig, callbacks: list[TrainerCallback] | None = None) -
         ),
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
-    trainer.data_hash = data_hash
+    trainer.data_hash = tokens.data_hash
     trainer.remove_callback(PrinterCallback)
     if save is not None and saves.step_of(save) >= config.last_step:
         trainer.state = TrainerState.load_from_json(str(save / saves.STATE))  # only the end was missing
     else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
-    _finish(trainer, measure, left_out)
+    _finish(trainer, measure, tokens.left_out)
     trainer.accelerator.wait_for_everyone()
     return output
 
 
-def _rows(config: TrainConfig) -> tuple[list[Row], list[Row], int]:
-    """Training and validation rows, held apart (see `hold_out`), and how many rows `exclude` left out."""
-    found = load_sources(config.data, config.seed)
-    rows = without(found, [row for path in config.exclude or [] for row in read_rows(path, split_long_inputs=True)])
-    left_out = len(found) - len(rows)
-    if config.exclude:
-        logger.info("%d of %d rows left out: they are in %s", left_out, len(found), ", ".join(config.exclude))
-    if not rows:
-        raise DataError(f"all {left_out} rows are in the data to exclude; train on other data than it is measured on")
-    return *hold_out(rows, config.validation_rows, config.seed), left_out
-
-
-def _examples(
-    config: TrainConfig, checkpoint: Checkpoint, rows: list[Row], held_out: list[Row], processes: int
-) -> tuple[Examples, Examples]:
-    """The training and validation rows that are short enough, as tokens."""
-    limits = config.max_tokens, config.max_rest_tokens
-    training = Examples(rows, checkpoint.prompts, *limits)
-    validation = Examples(held_out, checkpoint.prompts, *limits)
-    if len(training) < config.batch_size * processes:
-        raise DataError(
-            f"only {len(training)} of {len(rows)} rows are short enough, and a step takes "
-            f"{config.batch_size * processes}; raise max_tokens or max_rest_tokens, or give more data"
-        )
-    total, used = len(rows) + len(held_out), len(training) + len(validation)
-    if used < total:
-        logger.info("%d of %d rows left out: longer than max_tokens or max_rest_tokens", total - used, total)
-    return training, validation
-
-
 def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(run),
         max_steps=config.last_step,
@@ -252,7 +225,8 @@ def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
         save_steps=config.save_every,
         save_total_limit=2,
         seed=config.seed,
-        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        use_cpu=on_cpu,
+        dataloader_num_workers=0 if on_cpu else 2,  # batches are made while the accelerator works
         disable_tqdm=True,
         report_to=[],
     )

@@ -1,0 +1,233 @@
+"""Trains the shipped checkpoint further on a card, as `train.yaml` says, for as many minutes as there are.
+
+    python benchmarks/gpu/train.py --minutes 8 --calls 2 --json train.json
+        all the minutes; needs the parts that `prepare.py` made, carried to --work before
+
+The first call tries a few steps and plans as many as fit into the minutes of all calls, over which the learning rates
+fall to zero; the next ones go on with the run in --work. At its end every call writes the checkpoint to --out; on
+another card, `--start` goes on from it, with new moments of Adam and a new plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from card import FOLDER, PARTS, ROOT, find_card, need_files, parser, write_figures
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from tiny import save_tiny
+
+from gistlm.errors import GistlmError
+from gistlm.training.config import TrainConfig, read_config
+from gistlm.training.loop import train
+from gistlm.training.start import create_checkpoint
+from gistlm.training.tokenized import Texts, Tokenized
+
+TRIED, WARMING = 40, 5
+"""Steps that a plan is made from, and those of them that are not timed."""
+PLANNED = 0.95
+"""Of the time that is left: the run is to end before its time is up."""
+RESERVE = 40
+"""Seconds of a call for the last validation and for writing."""
+
+
+def main() -> None:
+    """The script, with mistakes as sentences."""
+    try:
+        run(arguments())
+    except GistlmError as error:
+        sys.exit(f"train.py: {error}")
+
+
+def run(options: Any) -> None:
+    """Unpack, plan, train, show."""
+    began = time.monotonic()
+    device = find_card(options, gib=40)
+    if options.cpu:
+        options.minutes, options.reserve, options.work = 0.1, 0, Path(tempfile.mkdtemp())
+        config, tokens = tiny_run(options.work)
+    else:
+        unpack(options.work)
+        config = replace(read_config(FOLDER / "train.yaml"), start=options.start, output=str(options.work / "run"))
+        tokens = Tokenized.load(options.work / "rows.safetensors")
+    config = replace(config, batch_size=options.batch or config.batch_size)
+    config, plan = planned(config, tokens, options, began)
+    clock = Clock(began + 60 * options.minutes - options.reserve)
+    folder = train(config, [clock], tokens)
+    figures = {"plan": plan, **measured(folder, clock, device)}
+    copy_checkpoint(folder, options.out)
+    write_figures(options, device, figures)
+    show(figures)
+
+
+def arguments() -> Any:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--minutes", type=float, default=8.0, help="of this call, loading included")
+    made.add_argument("--calls", type=int, default=1, help="calls like this one that the run is planned for")
+    made.add_argument("--batch", type=int, help="rows of a step; train.yaml's by default")
+    made.add_argument("--start", default="smollm2-135m", help="checkpoint to go on from; the shipped one by default")
+    made.add_argument("--work", type=Path, default=Path("/tmp/gistlm-card"), help="folder with the parts and the run")
+    made.add_argument("--out", type=Path, default=Path("runs/card"), help="folder for the checkpoint")
+    made.set_defaults(reserve=RESERVE)
+    return made.parse_args()
+
+
+def unpack(work: Path) -> None:
+    """Rows and wheels out of the parts, once. Ends the script with a sentence where a part is missing or damaged."""
+    need_files([PARTS], "carry it, as benchmarks/gpu/README.md says; prepare.py makes it")
+    sums = json.loads(PARTS.read_text())
+    if not (work / "unpacked").exists():
+        need_files(
+            [work / name for name in sums], "carry each part and copy it there, as benchmarks/gpu/README.md says"
+        )
+        parts = [(work / name).read_bytes() for name in sums]
+        for (name, digest), part in zip(sums.items(), parts, strict=True):
+            if hashlib.sha256(part).hexdigest() != digest:
+                sys.exit(f"train.py: {work / name} is not what prepare.py made; carry it again")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(parts))) as tar:
+            tar.extractall(work, filter="data")
+        wheels = sorted(map(str, work.glob("*.whl")))
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        if wheels:
+            subprocess.run([*install, "--target", str(work / "site"), *wheels], check=True)
+        (work / "unpacked").touch()
+    sys.path.insert(0, str(work / "site"))
+
+
+def planned(config: TrainConfig, tokens: Tokenized, options: Any, began: float) -> tuple[TrainConfig, dict[str, Any]]:
+    """The recipe with its number of steps: of the plan in --work, or of one from the time that some steps take."""
+    path = options.work / "plan.json"
+    if path.exists():
+        plan: dict[str, Any] = json.loads(path.read_text())
+    else:
+        clock = Clock(math.inf)
+        tried = replace(config, output=str(options.work / "tried"), steps=TRIED, save_every=TRIED)
+        train(tried, [clock], tokens._replace(validation=tokens.validation.of([])))
+        examples = tokens.training.examples
+        tokens_per_step = config.batch_size * sum(example.tokens for example in examples) / len(examples)
+        seconds = tokens_per_step / clock.tokens_per_second(WARMING)
+        left = options.calls * (60 * options.minutes - options.reserve) - (time.monotonic() - began)
+        plan = {"steps": max(TRIED, int(PLANNED * left / seconds)), "seconds_per_step": seconds}
+        path.write_text(json.dumps(plan))
+    return replace(config, steps=plan["steps"]), plan
+
+
+class Clock(TrainerCallback):
+    """Takes the time of every step, and ends the run with a save when its time is up."""
+
+    def __init__(self, end: float) -> None:
+        self.end = end
+        self.seen: list[tuple[float, int]] = []
+        """Time and tokens at the beginning and after every step."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Trainer's hook."""
+        self.seen.append((time.monotonic(), model.tokens))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Trainer's hook."""
+        now = time.monotonic()
+        self.seen.append((now, model.tokens))
+        if now >= self.end:
+            control.should_save = control.should_training_stop = True
+
+    def tokens_per_second(self, skipped: int = 0) -> float:
+        """Over all steps but the first ones."""
+        if len(self.seen) <= skipped + 1:
+            return math.nan
+        (begin, before), (end, after) = self.seen[skipped], self.seen[-1]
+        return (after - before) / (end - begin)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every step."""
+        return [after - before for (before, _), (after, _) in itertools.pairwise(self.seen)]
+
+
+def measured(folder: Path, clock: Clock, device: torch.device) -> dict[str, Any]:
+    """What the call did, from the run's figures and the clock."""
+    run = json.loads((folder / "training.json").read_text())
+    return {
+        "steps": len(run["losses"]),
+        "steps_of_this_call": len(clock.seconds),
+        "seconds_per_step": median(clock.seconds) if clock.seconds else None,
+        "tokens": run["tokens"],
+        "tokens_per_second": clock.tokens_per_second(),
+        "loss_first_and_last": [mean(run["losses"][:20]), mean(run["losses"][-20:])],
+        "validation": run["validation"],
+        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    }
+
+
+def copy_checkpoint(folder: Path, out: Path) -> None:
+    """The checkpoint's own files, without the run's saves."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            (out / path.name).write_bytes(path.read_bytes())
+
+
+def tiny_run(work: Path) -> tuple[TrainConfig, Tokenized]:
+    """A run that a CPU ends in seconds, on rows from disk as on a card."""
+    rows = work / "rows.jsonl"
+    texts = [f"Write about the number {number} as often as you can" for number in range(24)]
+    rows.write_text(
+        "".join(json.dumps({"prompt": text, "input": "now?", "output": "at once"}) + "\n" for text in texts)
+    )
+    config = replace(
+        read_config(FOLDER / "train.yaml", {"data": [{"path": str(rows)}], "exclude": None}),
+        base=str(save_tiny(work / "base", "llama")),
+        start=None,
+        output=str(work / "run"),
+        lora_rank=4,
+        max_k=8,
+        k=[1, 8],
+        kept=7,
+        batch_size=4,
+        validation_rows=4,
+    )
+    prompts = create_checkpoint(config).prompts
+    Texts.read(config).tokenize(config, prompts).save(work / "rows.safetensors")
+    return config, Tokenized.load(work / "rows.safetensors")
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The call in one row, and the held-out rows under it."""
+    table = Table(box=box.MARKDOWN)
+    for name in ("steps", "tokens", "tokens/s", "s a step", "loss, first and last", "KL gap closed"):
+        table.add_column(name, no_wrap=True)
+    last = figures["validation"][-1] if figures["validation"] else {}
+    closed = [f"{name} {value['kl_gap_closed']:.1%}" for name, value in last.items() if name.startswith("k=")]
+    table.add_row(
+        f"{figures['steps']:,} of {figures['plan']['steps']:,}",
+        f"{figures['tokens']:,}",
+        f"{figures['tokens_per_second']:,.0f}",
+        f"{figures['seconds_per_step']:.3f}" if figures["seconds_per_step"] else "",
+        " ".join(f"{loss:.3f}" for loss in figures["loss_first_and_last"]),
+        ", ".join(closed),
+    )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
