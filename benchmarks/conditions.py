@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import KeyValues, key_values_of
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
-from gistlm.stock import CACHE
+from gistlm.gisting.kv_cache import KeyValues, key_values_of
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.transformers_compat import CACHE
 
 FULL_PROMPT, CACHED_PROMPT, GIST, SAME_TOKENS = "full_prompt", "cached_prompt", "gist", "same_tokens"
 

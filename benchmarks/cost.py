@@ -37,12 +37,12 @@ from report import show
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
 
 Record = dict[str, Any]
 SHORT_CELL = 10_000

@@ -29,10 +29,10 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
 from gistlm.errors import GistlmError
 from gistlm.files import write_atomically
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
 
 FULL_PROMPT, GIST = "full_prompt", "gist"
 FLAN_T5_SMALL: dict[str, Any] = {

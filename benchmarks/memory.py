@@ -27,14 +27,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
 from gistlm.gist import DTYPES
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
 
 CALLS = ("compress", "complete", "score")
 QUESTION = "What is it?"

@@ -12,20 +12,19 @@ from conditions import fit_text
 from measure import machine, synchronise
 from torch import Tensor
 
-from gistlm.checkpoint_config import Recipe
+from gistlm.data.rows import Row
+from gistlm.data.sources import DataSource, load_sources
 from gistlm.errors import DataError, InputError
-from gistlm.mask import Condition, Part
+from gistlm.gisting.mask import Condition, Part
+from gistlm.models.config import Recipe
 from gistlm.prompt import PromptTokenizer
 from gistlm.training import loop
-from gistlm.training.batch import Batch
-from gistlm.training.batches import Collator, Draws, Examples
+from gistlm.training.batches import Batch, Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.data import DataSource, load_sources
-from gistlm.training.memory import keep_freed_memory
-from gistlm.training.rows import Row
+from gistlm.training.loop import keep_freed_memory
 
 Fields = dict[str, Tensor]
-"""Of one `gistlm.training.batch.Batch`."""
+"""Of one `gistlm.training.batches.Batch`."""
 CONDITIONS: dict[str, dict[str, Any]] = {
     "frozen": {"recipe": Recipe.FROZEN},
     "paper": {"recipe": Recipe.PAPER, "lora_rank": None},

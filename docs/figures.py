@@ -16,7 +16,7 @@ from typing import Any
 
 from tables import table
 
-from gistlm.evaluation.leads import leads
+from gistlm.evaluation.statistics import leads
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

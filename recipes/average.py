@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gistlm.checkpoint import ADAPTER, ADAPTER_WEIGHTS
-from gistlm.checkpoint_config import CONFIG, EMBEDDINGS
+from gistlm.models.checkpoint import ADAPTER, ADAPTER_WEIGHTS
+from gistlm.models.config import CONFIG, EMBEDDINGS
 
 FIGURES = "training.json"
 WEIGHTS = (EMBEDDINGS, ADAPTER_WEIGHTS)

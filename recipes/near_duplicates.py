@@ -2,7 +2,7 @@
 
 Run: python recipes/near_duplicates.py ROWS.jsonl --training ROWS.jsonl [--results RESULT.json]
 
-Near is what `exclude` would leave out (`gistlm.training.data.without`). RESULT.json is what `gistlm eval` measured on
+Near is what `exclude` would leave out (`gistlm.data.sources.without`). RESULT.json is what `gistlm eval` measured on
 the first rows of the evaluation file. Trains and measures nothing.
 """
 
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gistlm.data.rows import read_rows
+from gistlm.data.sources import normalise, without
 from gistlm.errors import GistlmError, InputError
-from gistlm.evaluation.gaps import gap_closed
 from gistlm.evaluation.results import label, read_results
-from gistlm.training.data import normalise, without
-from gistlm.training.rows import read_rows
+from gistlm.evaluation.statistics import gap_closed
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ from random import Random
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gistlm.data.rows import Row, read_rows
+from gistlm.data.sources import normalise
 from gistlm.errors import DataError, GistlmError, InputError
 from gistlm.files import write_atomically
-from gistlm.training.data import normalise
-from gistlm.training.rows import Row, read_rows
 
 MAX_ANSWER_WORDS = 60
 ATTEMPTS = 200

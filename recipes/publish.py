@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gistlm.checkpoint_config import CONFIG
 from gistlm.errors import GistlmError, InputError
-from gistlm.evaluation.gaps import pooled_gap
-from gistlm.evaluation.leads import compressed_rows, leads
-from gistlm.evaluation.pooled import row_counts, row_sums, row_weights
 from gistlm.evaluation.results import label, read_results
+from gistlm.evaluation.statistics import compressed_rows, leads, pooled_gap, row_counts, row_sums, row_weights
 from gistlm.files import write_atomically
-from gistlm.observe import FEW, FEW_PART
+from gistlm.gisting.kept_tokens import FEW, FEW_PART
+from gistlm.models.config import CONFIG
 
 FILES = (CONFIG, "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")
 

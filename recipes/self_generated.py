@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import DynamicCache, GenerationConfig
 
-from gistlm.catalog import load_checkpoint
+from gistlm.data.rows import Row, read_rows
+from gistlm.data.sources import normalise
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import check_target, write_atomically
 from gistlm.gist import DTYPES
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.transformers_compat import CACHE
 from gistlm.prompt import PromptTokenizer
-from gistlm.stock import CACHE
-from gistlm.training.data import normalise
-from gistlm.training.rows import Row, read_rows
 
 CHUNK = 64
 """Rows that are written together; each chunk has its own seed."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gistlm.gist import Gist
-from gistlm.provenance import GistInfo
+from gistlm.gist_file import GistInfo
 from gistlm.store.disk import DiskStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once, not once a process

@@ -7,8 +7,8 @@ import torch
 from tiny import TESTED, shake, tiny_model
 from torch import nn
 
-from gistlm.adapter import AdapterOnLast, LoraModules, add_lora
 from gistlm.errors import UnsupportedModelError
+from gistlm.models.adapter import AdapterOnLast, LoraModules, add_lora
 
 
 def adapted(writer: nn.Module) -> set[str]:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_tiny_checkpoint, tiny_checkpoint
 
-from gistlm.anchors import NONE, anchor_ids
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import left_pad
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError
-from gistlm.mask import Part
+from gistlm.gisting.kv_cache import left_pad
+from gistlm.gisting.mask import Part
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.embeddings import NONE, anchor_ids
 
 PROMPTS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=40), min_size=1, max_size=5)
 

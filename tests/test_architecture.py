@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from gistlm.architecture import ENCODER_DECODERS, TESTED, inspect_architecture
-from gistlm.base import load_base
 from gistlm.errors import UnsupportedModelError
-from gistlm.mask import Part
-from gistlm.stock import CACHE
+from gistlm.gisting.mask import Part
+from gistlm.models.architecture import ENCODER_DECODERS, TESTED, inspect_architecture
+from gistlm.models.loading import load_base
+from gistlm.models.transformers_compat import CACHE
 
 REASONS = {
     "bloom": "ALiBi biases are numbered by column",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from gistlm import base
-from gistlm.base_files import find_package_file, folder_here, is_here
-from gistlm.catalog import find_checkpoint
 from gistlm.errors import MissingDependencyError, ModelNotFoundError
+from gistlm.models import loading
+from gistlm.models.base_files import find_package_file, folder_here, is_here
+from gistlm.models.catalog import find_checkpoint
 
 NAME = "package:carrier_of_a_model/model.gguf"
 
@@ -25,7 +25,7 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (tmp_path / "carrier_of_a_model" / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("GISTLM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(base.importlib.util, "find_spec", _find_spec(importlib.util.find_spec))
+    monkeypatch.setattr(loading.importlib.util, "find_spec", _find_spec(importlib.util.find_spec))
     told = {"carrier-of-a-model": "1.0", "transformers": "5.19.0"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: told[name])
     yield told
@@ -48,13 +48,13 @@ def test_another_version_of_the_package_or_of_transformers_is_another_conversion
         (target / "config.json").write_text("{}")
         converted.append(target)
 
-    monkeypatch.setattr(base, "_convert_gguf", convert)
+    monkeypatch.setattr(loading, "_convert_gguf", convert)
     assert folder_here(NAME) is None and is_here(NAME)
-    first = base._converted(NAME)
-    assert base._converted(NAME) == first and str(folder_here(NAME)) == first
+    first = loading._converted(NAME)
+    assert loading._converted(NAME) == first and str(folder_here(NAME)) == first
     versions[package] = "9.9"
     assert folder_here(NAME) is None
-    assert base._converted(NAME) != first
+    assert loading._converted(NAME) != first
     assert len(converted) == 2 and all(versions[name] in str(converted[1]) for name in versions)
 
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from process_id import process_id
 from tiny import save_tiny, save_tiny_checkpoint, tiny_checkpoint
 
+from gistlm.data.rows import read_rows
 from gistlm.errors import GistlmError, InputError, MissingDependencyError
-from gistlm.training.rows import read_rows
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WAYS = {"full_prompt", "cached_prompt", "gist", "same_tokens"}

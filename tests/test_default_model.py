@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gistlm import Gist, GistModel
-from gistlm.catalog import shipped
+from gistlm.data.rows import Row
 from gistlm.evaluation.results import read_results
+from gistlm.models.catalog import shipped
 from gistlm.training.batches import Examples
-from gistlm.training.rows import Row
 from gistlm.training.validation import measure
 
 NAME = "smollm2-135m"

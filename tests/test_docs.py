@@ -25,12 +25,12 @@ from typer.testing import CliRunner
 from gistlm import GistModel
 from gistlm.cli.app import app
 from gistlm.cli.options import DEFAULT_MODEL
+from gistlm.data.rows import read_rows
+from gistlm.data.sources import load_sources
 from gistlm.engines.base import Sampling
-from gistlm.mask import Condition, Part, cross_attention_mask, decoder_mask, encoder_mask
+from gistlm.gisting.mask import Condition, Part, cross_attention_mask, decoder_mask, encoder_mask
 from gistlm.training import loop
 from gistlm.training.config import parse_config
-from gistlm.training.data import load_sources
-from gistlm.training.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

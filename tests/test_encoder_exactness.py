@@ -12,15 +12,15 @@ from tiny import ENCODER_DECODERS, random_text, tiny_checkpoint, tiny_model
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from gistlm.checkpoint import Checkpoint
+from gistlm.data.rows import Row
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistMismatchError, InputError
 from gistlm.gist import Gist
-from gistlm.mask import Condition
+from gistlm.gisting.mask import Condition
+from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.objectives import passes_of
-from gistlm.training.rows import Row
 
 NEW_TOKENS = 4
 BATCHES = 35

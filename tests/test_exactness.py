@@ -19,21 +19,21 @@ from peft.tuners.lora import LoraLayer
 from tiny import TESTED, WINDOW, random_text, save_tiny, shake, tiny_checkpoint, tiny_model
 from torch import Tensor
 
-from gistlm.adapter import LoraModules
-from gistlm.base import load_base
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
-from gistlm.columns import left_pad
 from gistlm.compress import encode_prompts, write_gists
+from gistlm.data.sources import Row
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
-from gistlm.mask import Condition, Part
-from gistlm.stock import CACHE
+from gistlm.gisting.kv_cache import left_pad
+from gistlm.gisting.mask import Condition, Part
+from gistlm.models.adapter import LoraModules
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
+from gistlm.models.loading import load_base
+from gistlm.models.transformers_compat import CACHE
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
-from gistlm.training.data import Row
 from gistlm.training.loop import train
 from gistlm.training.objectives import passes_of
 

@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from gistlm import legacy
-from gistlm.catalog import is_legacy
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import MissingDependencyError, ModelError
+from gistlm.models import original_project
+from gistlm.models.catalog import is_legacy
 
 WITH_SPECIAL = ("Mind <GIST> and <s> and </s>.", "what is <GIST>?")
 
@@ -267,7 +267,7 @@ def test_no_code_in_a_torch_file_is_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         GistModel.from_pretrained(folder)
     with pytest.raises(ModelError):
-        legacy.convert(str(folder), str(save_difference(tmp_path)[1]), str(tmp_path / "out"))
+        original_project.convert(str(folder), str(save_difference(tmp_path)[1]), str(tmp_path / "out"))
     assert not (tmp_path / "trapped").exists()
 
 
@@ -278,7 +278,7 @@ def test_a_sentencepiece_tokenizer_names_the_packages_it_needs(tmp_path: Path, m
     (folder / "added_tokens.json").write_text(json.dumps({GIST: 300}), encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 301}), encoding="utf-8")
-    monkeypatch.setattr(legacy, "_is_installed", lambda package: package != "sentencepiece")
+    monkeypatch.setattr(original_project, "_is_installed", lambda package: package != "sentencepiece")
     with pytest.raises(MissingDependencyError, match="pip install sentencepiece protobuf"):
         GistModel.from_pretrained(folder)
 

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
-from gistlm import legacy
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError
-from gistlm.legacy import convert
+from gistlm.models import original_project
+from gistlm.models.original_project import convert
 
 
 def test_a_difference_and_its_base_give_the_tuned_weights_and_answers(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_conversion_that_fails_midway_leaves_nothing(tmp_path: Path, monkeypat
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(legacy.Checkpoint, "save_pretrained", fail)
+    monkeypatch.setattr(original_project.Checkpoint, "save_pretrained", fail)
     with pytest.raises(ModelError, match="no space left"):
         convert(str(diff), str(base), str(tmp_path / "out" / "whole"))
     assert list((tmp_path / "out").iterdir()) == []

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gistlm import mask
-from gistlm.mask import Condition, Part, additive, cross_attention_mask, decoder_mask, encoder_mask
+from gistlm.gisting import mask
+from gistlm.gisting.mask import Condition, Part, additive, cross_attention_mask, decoder_mask, encoder_mask
 
 LETTERS = {"o": Part.OPENING, "p": Part.PROMPT, "g": Part.GIST, "r": Part.REST, "-": Part.PAD}
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from tiny import save_tiny, save_tiny_checkpoint, tiny_checkpoint
 
 from gistlm import GistModel
-from gistlm.base import check_device, load_base
-from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint
 from gistlm.engines.base import Request, Sampling
 from gistlm.errors import GistlmError, InputError, ModelError
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.loading import check_device, load_base
 
 
 @cache

@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file
 from tiny import random_text, save_tiny_checkpoint, tiny_checkpoint
 from transformers.models.llama import modeling_llama
 
-from gistlm.checkpoint import Checkpoint
 from gistlm.compress import compress
+from gistlm.data.rows import Row
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
-from gistlm.mask import Part
-from gistlm.observe import Look, Observation, Watch, check_observable, fit, missed
-from gistlm.placement import READ_AGAIN
-from gistlm.stock import CACHE
+from gistlm.gisting.kept_tokens import Look, Observation, Watch, check_observable, fit, missed
+from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import READ_AGAIN
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.transformers_compat import CACHE
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.objectives import passes_of
-from gistlm.training.rows import Row
 
 KEEPING = tiny_checkpoint(max_k=64, kept=60, anchored=True)
 LEARNED = 4

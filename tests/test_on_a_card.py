@@ -12,14 +12,14 @@ from pretend_card import OnCard, move_module, pretend_card
 from tiny import tiny_checkpoint
 from torch import nn
 
-from gistlm.checkpoint import Checkpoint
+from gistlm.data.rows import Row
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.gist import Gist
-from gistlm.mask import Condition
+from gistlm.gisting.mask import Condition
+from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Examples, collate
 from gistlm.training.objectives import Weights, frozen_loss, paper_loss, passes_of
-from gistlm.training.rows import Row
 from gistlm.training.validation import hash_weights, measure
 
 CASES = [

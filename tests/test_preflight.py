@@ -16,10 +16,10 @@ from tiny import CONTEXT, save_tiny_checkpoint, tiny_checkpoint, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from gistlm import Gist, GistModel
+from gistlm.cli.preflight import Preflight
 from gistlm.errors import GistMismatchError, InputError, PromptTooLongError
 from gistlm.gist_file import GistFile
-from gistlm.preflight import Preflight
-from gistlm.tokenizer_file import TokenizerFile
+from gistlm.models.tokenizer_file import TokenizerFile
 
 KINDS = [("llama", "frozen"), ("llama", "paper"), ("gpt2", "frozen"), ("t5", "frozen"), ("t5", "paper")]
 

@@ -11,10 +11,10 @@ from types import ModuleType
 
 import pytest
 
-from gistlm.base import load_base
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
 from gistlm.engines.transformers import GistModel
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
+from gistlm.models.loading import load_base
 from gistlm.prompt import PromptTokenizer, default_format
 from gistlm.training.config import read_config
 

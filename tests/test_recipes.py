@@ -26,13 +26,13 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from typer.testing import CliRunner
 
-from gistlm.checkpoint import ADAPTER_WEIGHTS
-from gistlm.checkpoint_config import EMBEDDINGS
 from gistlm.cli.app import app
+from gistlm.data.rows import read_rows
+from gistlm.data.sources import normalise
 from gistlm.errors import DataError, InputError
-from gistlm.evaluation.leads import leads
-from gistlm.training.data import normalise
-from gistlm.training.rows import read_rows
+from gistlm.evaluation.statistics import leads
+from gistlm.models.checkpoint import ADAPTER_WEIGHTS
+from gistlm.models.config import EMBEDDINGS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "programmatic.py"
 KINDS = ("single", "system", "few-shot", "passage", "request")

@@ -11,11 +11,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from gistlm.adapter import LoraModules, adapter_weights, add_lora
-from gistlm.base import fingerprint_weights
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import CheckpointConfig, Recipe
-from gistlm.initial import Initial, initial_embeddings
+from gistlm.models.adapter import LoraModules, adapter_weights, add_lora
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import CheckpointConfig, Recipe
+from gistlm.models.embeddings import Initial, initial_embeddings
+from gistlm.models.loading import fingerprint_weights
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
 CONTEXT = 512
@@ -68,7 +68,7 @@ TESTED: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {**_SIZES, "sliding_window": None}),
     "gpt2": ("GPT2Config", _GPT2_SIZES),
 }
-"""Every architecture that `gistlm.architecture.TESTED` promises: its config class and options."""
+"""Every architecture that `gistlm.models.architecture.TESTED` promises: its config class and options."""
 
 _EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
 _OPT_SIZES = {

@@ -32,10 +32,10 @@ import test_encoder_exactness as encoders
 import test_exactness as decoders
 from tiny import save_tiny
 
-from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
 
 OUTPUT = "an answer"
 SAMPLING = Sampling(max_new_tokens=8)

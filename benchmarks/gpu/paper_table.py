@@ -40,9 +40,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from measure import count_flops, paired_ratio
 
-from gistlm.encoder import encode
-from gistlm.mask import Part
-from gistlm.stock import CACHE
+from gistlm.gisting.encoder_attention import encode
+from gistlm.gisting.mask import Part
+from gistlm.models.transformers_compat import CACHE
 
 KS = (1, 4, 16)
 INPUT_TOKENS = 103

@@ -67,7 +67,7 @@ def make(recipe: str, data: Path, arguments: str) -> None:
 
 def tokenize() -> None:
     """Every row of `train.yaml`, as tokens."""
-    from gistlm.catalog import load_checkpoint
+    from gistlm.models.catalog import load_checkpoint
     from gistlm.training.config import read_config
     from gistlm.training.tokenized import Texts
 

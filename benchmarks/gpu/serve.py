@@ -28,8 +28,8 @@ from conditions import CACHED_PROMPT, FULL_PROMPT, GIST, FullLengthModel, all_wa
 from measure import paired_ratio
 from tiny import tiny_tokenizer
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import CheckpointConfig, Recipe
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.config import CheckpointConfig, Recipe
 from gistlm.prompt import PromptTokenizer, default_format
 
 K = 16

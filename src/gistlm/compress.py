@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import Recipe
-from gistlm.columns import CacheOfLayers, KeyValues, column_mask, key_values_of, left_pad, left_positions
-from gistlm.encoder import encode
 from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.gist import Gist
-from gistlm.mask import Part
-from gistlm.observe import Observation, PassIsOver
-from gistlm.placement import READ_AGAIN, check_k, longest_prompt
-from gistlm.provenance import GistInfo
-from gistlm.stock import CACHE
+from gistlm.gist_file import GistInfo
+from gistlm.gisting.encoder_attention import encode
+from gistlm.gisting.kept_tokens import Observation, PassIsOver
+from gistlm.gisting.kv_cache import CacheOfLayers, KeyValues, column_mask, key_values_of, left_pad, left_positions
+from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import READ_AGAIN, check_k, longest_prompt
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.config import Recipe
+from gistlm.models.transformers_compat import CACHE
 
 
 @dataclass(frozen=True)

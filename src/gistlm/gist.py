@@ -18,8 +18,7 @@ from torch import Tensor
 from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, write_atomically
 from gistlm.gist_file import DTYPES as DTYPE_NAMES
-from gistlm.gist_file import Array, Form, GistFile, check_dtype, check_forms, describe, header
-from gistlm.provenance import GistInfo
+from gistlm.gist_file import Array, Form, GistFile, GistInfo, check_dtype, check_forms, describe, header
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 

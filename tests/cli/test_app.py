@@ -86,7 +86,7 @@ def test_the_first_use_of_a_packaged_model_is_said_on_stderr_and_the_next_is_sil
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("GISTLM_HOME", str(tmp_path / "home"))
     checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint")
-    monkeypatch.setattr("gistlm.base._convert_gguf", lambda source, file, target: save_tiny(target))
+    monkeypatch.setattr("gistlm.models.loading._convert_gguf", lambda source, file, target: save_tiny(target))
     compress = ("compress", prompt, "-o", "x.gist", "--model", checkpoint, "--base", "package:tiny_model/tiny.gguf")
     first = real(*compress, "--json")
     assert first.exit_code == 0, first.output

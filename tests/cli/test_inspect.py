@@ -62,13 +62,15 @@ def test_inspect_loads_no_model(process: Process, gist: Path) -> None:
     result = process("inspect", gist, PYTHONPROFILEIMPORTTIME="1")
     assert result.returncode == 0
     assert "gistlm.gist" in result.stderr
-    assert "gistlm.checkpoint" not in result.stderr and "| transformers" not in result.stderr
+    assert "gistlm.models.checkpoint" not in result.stderr and "| transformers" not in result.stderr
 
 
 @pytest.fixture
 def shelf(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for the shipped checkpoints, with one whose base is on this machine."""
-    monkeypatch.setattr("gistlm.catalog.shipped", lambda: {path.name: path for path in sorted(tmp_path.glob("tiny*"))})
+    monkeypatch.setattr(
+        "gistlm.models.catalog.shipped", lambda: {path.name: path for path in sorted(tmp_path.glob("tiny*"))}
+    )
     copy = tmp_path / "tiny"
     copy.mkdir()
     for name in ("gistlm.json", "gist_embeddings.safetensors"):
@@ -103,7 +105,7 @@ def test_models_tells_when_a_base_is_not_on_this_machine(real: Run, shelf: Path,
 
 
 def test_models_says_so_when_none_is_shipped(real: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gistlm.catalog.shipped", dict)
+    monkeypatch.setattr("gistlm.models.catalog.shipped", dict)
     assert "none is shipped" in real("models").stdout
     assert json.loads(real("models", "--json").stdout) == []
 

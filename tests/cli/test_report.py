@@ -21,7 +21,7 @@ def test_a_report_is_made_without_torch_and_says_nothing_on_stderr(process: Proc
     done = process("report", PROBE, "-o", "r.md", PYTHONPROFILEIMPORTTIME="1")
     assert (done.returncode, done.stdout) == (0, "r.md\nr_files/1-what-is-retained.png\n")
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "matplotlib.artist" in loaded and loaded.isdisjoint({"torch", "transformers", "gistlm.checkpoint"})
+    assert "matplotlib.artist" in loaded and loaded.isdisjoint({"torch", "transformers", "gistlm.models.checkpoint"})
     assert all(line.startswith("import time:") for line in done.stderr.splitlines()), done.stderr
 
 

@@ -165,7 +165,7 @@ def test_convert_hands_its_options_on_and_says_where_the_checkpoint_is(
         seen.append(given)
         return Path(given[2])
 
-    monkeypatch.setattr("gistlm.legacy.convert", add_base, raising=False)
+    monkeypatch.setattr("gistlm.models.original_project.convert", add_base, raising=False)
     result = real("convert", "--diff", "d", "--base", "b", "-o", "o")
     assert result.exit_code == 0, result.stderr
     assert seen == [("d", "b", "o")]

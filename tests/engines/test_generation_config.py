@@ -15,10 +15,10 @@ import torch
 from tiny import save_tiny, tiny_checkpoint, tiny_tokenizer
 from transformers import CompileConfig, GenerationConfig
 
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
 
 KINDS = ["llama", "t5"]
 LETTERS = list(range(3, 100))

@@ -7,14 +7,14 @@ import torch
 from tiny import random_text, tiny_checkpoint, tiny_tokenizer
 from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast
 
-from gistlm.checkpoint import Checkpoint
 from gistlm.engines.base import Request
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelNotFoundError, UnsupportedModelError
 from gistlm.evaluation import words
 from gistlm.evaluation.baselines import BASELINES, Source, make_baseline
 from gistlm.gist import Gist
-from gistlm.stock import CACHE
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.transformers_compat import CACHE
 
 PROMPTS = ["You answer for a shop. Be short.", "Returns are taken for thirty days, and they are free of charge."]
 TEXT, OUTPUT = "Where is it?", "In the box."

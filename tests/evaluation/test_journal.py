@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistlm.errors import InputError
-from gistlm.evaluation import journal as module
-from gistlm.evaluation.journal import HEADER, Journal
+from gistlm.evaluation import resume_log as module
+from gistlm.evaluation.resume_log import HEADER, Journal
 
 BASIS = {"model": "a"}
 PIECES = [{"x": [0.1, 1 / 3]}, {"y": "ü\n\u2028"}, {"z": []}]

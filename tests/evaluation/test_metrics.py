@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gistlm.evaluation import gaps, metrics
+from gistlm.evaluation import metrics, statistics
 
 
 def log_of(*rows: list[float]) -> torch.Tensor:
@@ -66,46 +66,46 @@ def test_only_references_of_at_most_five_words_are_matched_exactly() -> None:
 
 
 def test_the_share_of_a_gap_is_none_of_it_for_no_prompt_and_all_for_the_full_prompt() -> None:
-    assert [gaps.gap_closed(3.0, 1.0, value) for value in (3.0, 2.0, 1.0, 4.0)] == [0, 0.5, 1, -0.5]
-    assert gaps.gap_closed(0.2, 0.8, 0.5) == pytest.approx(0.5)
-    assert gaps.gap_closed(1.0, 1.0 + 1e-10, 2.0) is None
+    assert [statistics.gap_closed(3.0, 1.0, value) for value in (3.0, 2.0, 1.0, 4.0)] == [0, 0.5, 1, -0.5]
+    assert statistics.gap_closed(0.2, 0.8, 0.5) == pytest.approx(0.5)
+    assert statistics.gap_closed(1.0, 1.0 + 1e-10, 2.0) is None
 
 
 def test_a_resample_draws_as_many_rows_as_there_are_and_the_seed_fixes_it() -> None:
-    counts = gaps.bootstrap_counts(7, 50, seed=3)
+    counts = statistics.bootstrap_counts(7, 50, seed=3)
     assert counts.shape == (50, 7) and set(counts.sum(1)) == {7}
-    assert np.array_equal(counts, gaps.bootstrap_counts(7, 50, seed=3))
-    assert not np.array_equal(counts, gaps.bootstrap_counts(7, 50, seed=4))
+    assert np.array_equal(counts, statistics.bootstrap_counts(7, 50, seed=3))
+    assert not np.array_equal(counts, statistics.bootstrap_counts(7, 50, seed=4))
 
 
 def test_the_interval_is_that_of_resampled_shares() -> None:
     source = np.random.default_rng(5)
     tokens = source.integers(1, 9, 30).astype(float)
     none, full, mine = (tokens * source.uniform(low, low + 1, 30) for low in (3, 1, 2))
-    counts = gaps.bootstrap_counts(30, 400, seed=0)
+    counts = statistics.bootstrap_counts(30, 400, seed=0)
     shares = []
     for count in counts:
         rows = np.repeat(np.arange(30), count.astype(int))
         a, b, x = (sums[rows].sum() / tokens[rows].sum() for sums in (none, full, mine))
         shares.append((a - x) / (a - b))
-    assert gaps.gap_interval(counts, tokens, none, full, mine) == pytest.approx(
+    assert statistics.gap_interval(counts, tokens, none, full, mine) == pytest.approx(
         tuple(np.percentile(shares, [2.5, 97.5]))
     )
 
 
 def test_rows_that_all_close_the_same_share_have_an_interval_of_one_point() -> None:
     tokens, none = np.array([1.0, 2.0, 3.0]), np.array([3.0, 6.0, 9.0])
-    found = gaps.gap_interval(gaps.bootstrap_counts(3, 100, 0), tokens, none, none / 3, none / 2)
+    found = statistics.gap_interval(statistics.bootstrap_counts(3, 100, 0), tokens, none, none / 3, none / 2)
     assert found == pytest.approx((0.75, 0.75))
 
 
 def test_without_a_gap_there_is_no_interval() -> None:
     same = np.ones(4)
-    assert gaps.gap_interval(gaps.bootstrap_counts(4, 100, 0), same, same, same, same) is None
+    assert statistics.gap_interval(statistics.bootstrap_counts(4, 100, 0), same, same, same, same) is None
 
 
 def test_rows_without_tokens_do_not_spoil_the_interval() -> None:
     tokens = np.array([0.0, 4.0])
     none, full, mine = tokens * 2, tokens * 1, tokens * 1.5
-    found = gaps.gap_interval(gaps.bootstrap_counts(2, 200, 0), tokens, none, full, mine)
+    found = statistics.gap_interval(statistics.bootstrap_counts(2, 200, 0), tokens, none, full, mine)
     assert found == pytest.approx((0.5, 0.5))

@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 
 from gistlm.errors import DataError, MissingDependencyError
-from gistlm.evaluation import plots
-from gistlm.evaluation.leads import Lead, leads
-from gistlm.evaluation.lengths import by_length, like_lengths
-from gistlm.evaluation.render import write_report
-from gistlm.evaluation.report import MAX_FILES, Result, drawn_metrics, gather, origin, points, retention, title
-from gistlm.evaluation.report_tables import tables
 from gistlm.evaluation.results import FORMAT, VERSION, write_results
+from gistlm.evaluation.statistics import Lead, by_length, leads, like_lengths
+from gistlm.report import plots
+from gistlm.report.render import write_report
+from gistlm.report.tables import MAX_FILES, Result, drawn_metrics, gather, origin, points, retention, tables, title
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 EVIL = "<script>alert('x')</script> | a `` ` `` [b](c) **d** $\\frac{$"
@@ -534,7 +532,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 
 def test_a_report_needs_no_torch(result: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from gistlm.evaluation.render import write_report; from gistlm.evaluation.report import gather; "
+        "import sys; from gistlm.report.render import write_report; from gistlm.report.tables import gather; "
         f"from pathlib import Path; write_report(gather([{str(result)!r}]), Path({str(tmp_path / 'r.html')!r})); "
         "sys.exit('torch' in sys.modules)"
     )

@@ -12,7 +12,6 @@ import pytest
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.fake import FakeEngine
 from gistlm.errors import InputError
-from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, language_of
 from gistlm.evaluation.probes import (
     CODE_LENGTHS,
@@ -28,6 +27,7 @@ from gistlm.evaluation.probes import (
     training_rows,
 )
 from gistlm.evaluation.results import SCHEMA, _check
+from gistlm.evaluation.resume_log import Journal
 from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure, wilson
 
 EVAL, TRAIN = VOCABULARIES["eval"], VOCABULARIES["train"]

@@ -11,15 +11,15 @@ import pytest
 import torch
 from tiny import tiny_checkpoint
 
+from gistlm.data.rows import read_rows
 from gistlm.engines.base import Completion, Request, Sampling, load_engine
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, runner
-from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.results import label, round_floats
+from gistlm.evaluation.resume_log import Journal
 from gistlm.evaluation.runner import EvalConfig, Evaluation, OnProgress, evaluate
 from gistlm.training.batches import Examples
-from gistlm.training.rows import read_rows
 from gistlm.training.validation import measure_rows
 
 FAST = EvalConfig(ks=(1, 3), baselines=("truncation", "tfidf"), new_tokens=5, batch_size=4, resamples=200)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gistlm.data.chats import chat_texts
+from gistlm.data.fields import RowCounts
+from gistlm.data.rows import Row, read_rows
 from gistlm.errors import DataError
-from gistlm.training.chat_rows import chat_texts
-from gistlm.training.row_counts import RowCounts
-from gistlm.training.rows import Row, read_rows
 
 Write = Callable[..., str]
 

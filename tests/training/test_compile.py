@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 from torch._inductor import config as inductor
 
-from gistlm.checkpoint import ADAPTER_WEIGHTS, Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
 from gistlm.errors import InputError
+from gistlm.models.checkpoint import ADAPTER_WEIGHTS, Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
 from gistlm.training import start
 from gistlm.training.config import parse_config
 from gistlm.training.loop import train

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_tiny
 
+from gistlm.data.rows import Row
+from gistlm.data.sources import DataSource, hold_out, load_sources, normalise, without
 from gistlm.errors import DataError, InputError
 from gistlm.training.config import parse_config
-from gistlm.training.data import DataSource, hold_out, load_sources, normalise, without
 from gistlm.training.loop import train
-from gistlm.training.rows import Row
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 

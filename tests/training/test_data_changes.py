@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 
+from gistlm.data.rows import Row
+from gistlm.data.sources import hash_rows
 from gistlm.errors import InputError
 from gistlm.training import saves
 from gistlm.training.config import parse_config
-from gistlm.training.data import hash_rows
 from gistlm.training.loop import train
-from gistlm.training.rows import Row
 
 RECIPE: dict[str, Any] = {
     "base": "./base",

@@ -27,10 +27,10 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from safetensors.torch import load_file
 from tiny import save_tiny
 
-from gistlm.checkpoint import ADAPTER_WEIGHTS
-from gistlm.checkpoint_config import EMBEDDINGS
 from gistlm.cli.train import train as train_command
 from gistlm.errors import InputError, ModelError
+from gistlm.models.checkpoint import ADAPTER_WEIGHTS
+from gistlm.models.config import EMBEDDINGS
 from gistlm.training.batches import Collator, Draws, Example, Examples
 from gistlm.training.config import parse_config
 from gistlm.training.loop import Objective, _finish, train

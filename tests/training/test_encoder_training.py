@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tiny import save_tiny, tiny_checkpoint
 
 from gistlm import GistModel
+from gistlm.data.rows import Row
 from gistlm.errors import InputError
 from gistlm.training.batches import Collator, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.loop import train
-from gistlm.training.rows import Row
 
 COLOURS = ("red", "blue", "green", "black")
 RECIPES: dict[str, dict[str, Any]] = {

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_tiny
 
-from gistlm.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.checkpoint_config import Recipe
+from gistlm.data.rows import Row
 from gistlm.errors import InputError
-from gistlm.initial import Initial, embedding_weight, initial_embeddings
-from gistlm.mask import Part
+from gistlm.gisting.mask import Part
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import Recipe
+from gistlm.models.embeddings import Initial, embedding_weight, initial_embeddings
 from gistlm.training import objectives
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.decoder_passes import without_gaps
 from gistlm.training.loop import create_checkpoint, train
 from gistlm.training.objectives import REPEAT, Weights, divergence, frozen_loss, passes_of, repeat_prompts
-from gistlm.training.rows import Row
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gistlm.data import rows as rows_module
+from gistlm.data.rows import MIN_SPLIT_CHARS, SPLIT_RANGE, Row, read_rows, split_text
 from gistlm.errors import DataError, InputError
-from gistlm.training import rows as rows_module
-from gistlm.training.rows import MIN_SPLIT_CHARS, SPLIT_RANGE, Row, read_rows, split_text
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 LONG_INPUT = "".join(f"This is sentence {i}.\n\n" for i in range(40))

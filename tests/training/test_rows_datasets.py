@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from gistlm.data.rows import Row, read_rows
 from gistlm.errors import DataError, MissingDependencyError
-from gistlm.training.rows import Row, read_rows
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 

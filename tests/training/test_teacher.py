@@ -17,15 +17,14 @@ from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, random_text, save_tiny, tiny_checkpoint
 from torch import Tensor
 
-from gistlm.checkpoint import Checkpoint
+from gistlm.data.rows import Row
 from gistlm.errors import InputError, UnsupportedModelError
-from gistlm.training.batch import Batch
-from gistlm.training.batches import Example, collate, tokenize
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.training.batches import Batch, Example, collate, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.decoder_passes import DecoderPasses
 from gistlm.training.loop import train
 from gistlm.training.objectives import Weights, frozen_loss, passes_of
-from gistlm.training.rows import Row
 from gistlm.training.teacher import Teacher, _digest
 
 CASES = [("llama", 0), ("llama", 3), ("gemma3_text", 0), ("gpt2", 0), ("gpt2", 3), ("t5", 0)]

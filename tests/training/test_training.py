@@ -18,10 +18,10 @@ from tiny import save_tiny, tiny_model
 from transformers import TrainerCallback
 
 from gistlm import GistModel
-from gistlm.base import load_base
-from gistlm.checkpoint import ADAPTER
-from gistlm.checkpoint_config import CONFIG, EMBEDDINGS
 from gistlm.errors import DataError, InputError, ModelError
+from gistlm.models.checkpoint import ADAPTER
+from gistlm.models.config import CONFIG, EMBEDDINGS
+from gistlm.models.loading import load_base
 from gistlm.training.config import TrainConfig, parse_config, read_config
 from gistlm.training.loop import train
 

@@ -1,12 +1,11 @@
-"""A gist's answer beside the full prompt's, with what each took; knows no options."""
+"""An answer with what it took, and a gist's beside the full prompt's; knows no options."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from gistlm.cli.generate import answer
 from gistlm.cli.show import byte_count, duration, print_table
 from gistlm.engines.base import Request
 from gistlm.errors import GistMismatchError
@@ -14,6 +13,16 @@ from gistlm.errors import GistMismatchError
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine, Sampling
     from gistlm.gist import Gist
+
+
+def answer(engine: Engine, request: Request, sampling: Sampling) -> dict[str, Any]:
+    """One answer with what it took, as plain values."""
+    begin = time.perf_counter()
+    completion = engine.complete([request], sampling)[0]
+    seconds = time.perf_counter() - begin
+    gist = request.gist.id if request.gist is not None else None
+    condition = "gist" if gist else "positive" if request.prompt else "negative"
+    return {"condition": condition, "gist": gist, **asdict(completion), "seconds": round(seconds, 4)}
 
 
 def compare_answers(engine: Engine, request: Request, prompt: str, sampling: Sampling) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def convert(
     Example:
       gistlm convert --diff jayelm/llama-7b-gist-1 --base path/to/llama-7b -o llama-7b-gist-1
     """
-    from gistlm.legacy import convert as add_base
+    from gistlm.models.original_project import convert as add_base
 
     folder = add_base(diff, base, str(output))
     print(f"{folder} written; use it with: gistlm compress PROMPT.txt -o X.gist -k 1 --model {folder}")

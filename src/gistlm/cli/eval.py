@@ -14,13 +14,13 @@ from gistlm.cli.options import DEFAULT_MODEL, BaseOption, DeviceOption, DtypeOpt
 from gistlm.cli.outcome import say
 from gistlm.cli.results import print_results
 from gistlm.cli.show import duration
+from gistlm.data.rows import check_source
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import check_target
-from gistlm.training.rows import check_source
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine
-    from gistlm.evaluation.journal import Journal
+    from gistlm.evaluation.resume_log import Journal
     from gistlm.evaluation.runner import EvalConfig, Evaluation
 
 
@@ -158,7 +158,7 @@ def _use_threads(threads: int | None) -> None:
 def _journal(json: Path | None, engine: Engine) -> Iterator[Journal]:
     """Beside the results' file, until that is written: what is measured meanwhile."""
     from gistlm.evaluation import describe
-    from gistlm.evaluation.journal import Journal
+    from gistlm.evaluation.resume_log import Journal
 
     journal = Journal(None, {}) if json is None else Journal(f"{json}.partial", describe.basis(engine))
     try:

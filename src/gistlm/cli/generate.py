@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -85,9 +83,9 @@ def generate(
         known.check_request(question, prompt, file, max_new_tokens)
     loaded = options.load(file)
     request = Request(question, read_gist(file), None if compare else prompt)
-    if compare:
-        from gistlm.cli.compare import compare_answers, print_comparison
+    from gistlm.cli.compare import answer, compare_answers, print_comparison
 
+    if compare:
         report = compare_answers(loaded, request, prompt or "", sampling)
         print_json(report) if as_json else print_comparison(report)
     elif as_json:
@@ -102,16 +100,6 @@ def read_gist(file: GistFile | None) -> Gist | None:
     from gistlm.gist import Gist
 
     return None if file is None else Gist.from_file(file)
-
-
-def answer(engine: Engine, request: Request, sampling: Sampling) -> dict[str, Any]:
-    """One answer with what it took, as plain values."""
-    begin = time.perf_counter()
-    completion = engine.complete([request], sampling)[0]
-    seconds = time.perf_counter() - begin
-    gist = request.gist.id if request.gist is not None else None
-    condition = "gist" if gist else "positive" if request.prompt else "negative"
-    return {"condition": condition, "gist": gist, **asdict(completion), "seconds": round(seconds, 4)}
 
 
 def _check_usage(text: str, gist: Path | None, prompt_file: str | None, compare: bool) -> None:

@@ -18,7 +18,7 @@ def models(as_json: JsonOption = False) -> None:
     Example:
       gistlm models
     """
-    from gistlm.catalog import shipped
+    from gistlm.models.catalog import shipped
 
     found = [_describe(name, folder) for name, folder in shipped().items()]
     if as_json:
@@ -41,9 +41,9 @@ def models(as_json: JsonOption = False) -> None:
 
 
 def _describe(name: str, folder: Path) -> dict[str, Any]:
-    from gistlm.base_files import is_here
-    from gistlm.checkpoint_config import read_config
-    from gistlm.preflight import embedding_shapes
+    from gistlm.cli.preflight import embedding_shapes
+    from gistlm.models.base_files import is_here
+    from gistlm.models.config import read_config
 
     config, _ = read_config(folder)
     shapes = embedding_shapes(folder)

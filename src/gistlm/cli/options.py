@@ -10,9 +10,9 @@ import typer
 from gistlm.errors import InputError
 
 if TYPE_CHECKING:
+    from gistlm.cli.preflight import Preflight
     from gistlm.engines.base import Engine, Sampling, SamplingOptions
     from gistlm.gist_file import GistFile
-    from gistlm.preflight import Preflight
 
 DEFAULT_MODEL = "smollm2-135m"
 READS_CHECKPOINTS = ("transformers",)
@@ -68,8 +68,8 @@ class EngineOptions:
 
         Raises `GistlmError` where the model or the dtype cannot be had, or is not that of the gist.
         """
+        from gistlm.cli.preflight import Preflight
         from gistlm.gist_file import DTYPES, check_dtype
-        from gistlm.preflight import Preflight
 
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")

@@ -23,8 +23,8 @@ def report(
       gistlm report results.json -o report.html
       gistlm report mine.json theirs.json -o report.png
     """
-    from gistlm.evaluation.render import write_report
-    from gistlm.evaluation.report import gather
+    from gistlm.report.render import write_report
+    from gistlm.report.tables import gather
 
     for path in write_report(gather(results), output):
         print(path)

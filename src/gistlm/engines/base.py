@@ -19,8 +19,8 @@ from gistlm.messages import Input, is_text, split_system
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gistlm.checkpoint import Checkpoint
     from gistlm.gist import Gist
+    from gistlm.models.checkpoint import Checkpoint
 
 ENGINES = {
     "transformers": "gistlm.engines.transformers:GistModel",

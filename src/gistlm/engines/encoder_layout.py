@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import left_pad, left_positions
 from gistlm.compress import gist_layers
-from gistlm.encoder import decoder_inputs, encode
 from gistlm.engines.base import Request
 from gistlm.engines.layout import Prepared, Row
 from gistlm.errors import InputError
 from gistlm.gist import Gist
-from gistlm.mask import Part
+from gistlm.gisting.encoder_attention import decoder_inputs, encode
+from gistlm.gisting.kv_cache import left_pad, left_positions
+from gistlm.gisting.mask import Part
+from gistlm.models.checkpoint import Checkpoint
 
 
 class EncoderLayout:

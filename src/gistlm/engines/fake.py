@@ -99,7 +99,7 @@ class FakeEngine(Engine):
         import torch
 
         from gistlm.gist import DTYPES, Gist
-        from gistlm.provenance import GistInfo
+        from gistlm.gist_file import GistInfo
 
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import KeyValues, left_pad, left_positions
 from gistlm.compress import encode_opening, gist_layers, gist_start, layer_shapes
 from gistlm.engines.base import Request
 from gistlm.errors import PromptTooLongError
 from gistlm.gist import Gist
-from gistlm.mask import Part
-from gistlm.stock import CACHE
+from gistlm.gisting.kv_cache import KeyValues, left_pad, left_positions
+from gistlm.gisting.mask import Part
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.transformers_compat import CACHE
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint
 from gistlm.compress import compress
 from gistlm.engines.answers import Answer, Answers, Pieces
 from gistlm.engines.base import (
@@ -35,8 +33,10 @@ from gistlm.engines.encoder_layout import EncoderLayout
 from gistlm.engines.layout import Layout, Prepared, Row
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
+from gistlm.gisting.placement import check_k
 from gistlm.messages import Input
-from gistlm.placement import check_k
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint
 from gistlm.store.base import request_name
 
 T = TypeVar("T")

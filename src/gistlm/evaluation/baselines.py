@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint, check_kept
-from gistlm.checkpoint_config import CheckpointConfig, Recipe
-from gistlm.columns import KeyValues, column_mask, key_values_of, left_pad, left_positions
 from gistlm.compress import compress
-from gistlm.encoder import encode
 from gistlm.errors import UnsupportedModelError
 from gistlm.evaluation import words
 from gistlm.evaluation.rotary import frequencies, rotate
 from gistlm.files import sha256
 from gistlm.gist import Gist
-from gistlm.initial import default_initial, initial_embeddings
-from gistlm.mask import Part
-from gistlm.provenance import GistInfo
-from gistlm.stock import CACHE
+from gistlm.gist_file import GistInfo
+from gistlm.gisting.encoder_attention import encode
+from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad, left_positions
+from gistlm.gisting.mask import Part
+from gistlm.models.checkpoint import Checkpoint, check_kept
+from gistlm.models.config import CheckpointConfig, Recipe
+from gistlm.models.embeddings import default_initial, initial_embeddings
+from gistlm.models.transformers_compat import CACHE
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
 """From prompts and ks to the gists of every k, in the prompts' order."""

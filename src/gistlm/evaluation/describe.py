@@ -16,11 +16,11 @@ import torch
 import transformers
 
 import gistlm
-from gistlm.checkpoint import Checkpoint
 from gistlm.compress import compress
+from gistlm.data.rows import Row
 from gistlm.evaluation.results import SCHEMA
 from gistlm.files import sha256
-from gistlm.training.rows import Row
+from gistlm.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine

@@ -14,10 +14,10 @@ from typing import Any
 from gistlm.engines.base import Engine, Request, Sampling
 from gistlm.errors import InputError
 from gistlm.evaluation.conditions import gists_of_each_k
-from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.results import is_of, label
+from gistlm.evaluation.resume_log import Journal
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import key_values_of
 from gistlm.errors import UnsupportedModelError
-from gistlm.initial import embedding_weight
-from gistlm.stock import CACHE
+from gistlm.gisting.kv_cache import key_values_of
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.embeddings import embedding_weight
+from gistlm.models.transformers_compat import CACHE
 
 _TOKENS, _SHIFT = 8, 11
 _TOLERANCE = 1e-3

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gistlm.data.rows import Row, check_count, read_rows
 from gistlm.engines.base import Engine, Request, Sampling
 from gistlm.engines.batches import batches
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
 from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
-from gistlm.evaluation.journal import Journal
 from gistlm.evaluation.progress import OnProgress, Progress
+from gistlm.evaluation.resume_log import Journal
 from gistlm.evaluation.table import Table
 from gistlm.evaluation.words import LLMLINGUA2
-from gistlm.placement import check_k
-from gistlm.training.rows import Row, check_count, read_rows
+from gistlm.gisting.placement import check_k
 
 MAX_LOGITS = 1 << 26
 """Numbers in the largest table of log-probabilities that is kept for comparison (256 MiB)."""

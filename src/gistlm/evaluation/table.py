@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gistlm.evaluation import gaps, metrics
+from gistlm.data.rows import Row
+from gistlm.evaluation import metrics
 from gistlm.evaluation.conditions import FULL, NONE, Condition
-from gistlm.evaluation.gaps import Floats
-from gistlm.evaluation.pooled import WEIGHTS
 from gistlm.evaluation.results import EXAMPLES, Each, is_of
+from gistlm.evaluation.statistics import WEIGHTS, Floats, bootstrap_counts, pooled_gap
 from gistlm.prompt import PromptTokenizer
-from gistlm.training.rows import Row
 
 Ints = NDArray[np.int64]
 
@@ -106,7 +105,7 @@ class Table:
         self, conditions: Sequence[Condition], model: dict[str, Any], seed: int, resamples: int
     ) -> list[dict[str, Any]]:
         """ "conditions" of the results, from their "model": means, gaps closed and intervals."""
-        counts = gaps.bootstrap_counts(len(self.rows), resamples, seed)
+        counts = bootstrap_counts(len(self.rows), resamples, seed)
         return [
             {
                 "name": condition.name,
@@ -154,7 +153,7 @@ class Table:
     def _figures(self, name: str, metric: str, counts: Floats) -> dict[str, Any]:
         none, full, mine = (self.sums[each][metric] for each in (NONE.label, FULL.label, name))
         weights = self.weights(metric)
-        share, interval = gaps.pooled_gap(counts, weights, none, full, mine)
+        share, interval = pooled_gap(counts, weights, none, full, mine)
         return {
             "value": float(mine.sum()) / max(1.0, float(weights.sum())),
             "gap_closed": share,

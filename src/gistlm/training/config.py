@@ -12,15 +12,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gistlm.adapter import LoraModules
-from gistlm.checkpoint import CheckpointOptions
-from gistlm.checkpoint_config import Recipe
+from gistlm.data.limits import Allowed, check_fields
+from gistlm.data.sources import DataSource
 from gistlm.errors import DataError, InputError
 from gistlm.gist import DTYPES
-from gistlm.initial import Initial
-from gistlm.mask import Condition
-from gistlm.training.data import DataSource
-from gistlm.training.limits import Allowed, check_fields
+from gistlm.gisting.mask import Condition
+from gistlm.models.adapter import LoraModules
+from gistlm.models.checkpoint import CheckpointOptions
+from gistlm.models.config import Recipe
+from gistlm.models.embeddings import Initial
 from gistlm.training.objectives import Weights
 from gistlm.training.recipe_file import read_recipe_file
 

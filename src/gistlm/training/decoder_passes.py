@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import KeyValues, join_key_values, key_values_of, left_positions, repeat_key_values
 from gistlm.compress import Encoded, encode_opening, encode_prompts, prompt_starts, write_gists
-from gistlm.mask import Condition, Part
-from gistlm.observe import Watch, missed
-from gistlm.stock import CACHE
-from gistlm.training.batch import Batch
+from gistlm.gisting.kept_tokens import Watch, missed
+from gistlm.gisting.kv_cache import KeyValues, join_key_values, key_values_of, left_positions, repeat_key_values
+from gistlm.gisting.mask import Condition, Part
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.transformers_compat import CACHE
+from gistlm.training.batches import Batch
 
 
 class DecoderPasses:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import KeyValues, left_positions
 from gistlm.compress import encode_gists
-from gistlm.encoder import encode
-from gistlm.mask import Condition, Part, cross_attention_mask
-from gistlm.training.batch import Batch
+from gistlm.gisting.encoder_attention import encode
+from gistlm.gisting.kv_cache import KeyValues, left_positions
+from gistlm.gisting.mask import Condition, Part, cross_attention_mask
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.training.batches import Batch
 
 Gists = tuple[KeyValues, Tensor]
 """Keys and values by layer, and final states [batch, k, hidden]; padded on the right."""

@@ -17,10 +17,10 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from gistlm.checkpoint import Checkpoint
-from gistlm.columns import left_pad
-from gistlm.mask import Condition, Part
-from gistlm.training.batch import Batch
+from gistlm.gisting.kv_cache import left_pad
+from gistlm.gisting.mask import Condition, Part
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.training.batches import Batch
 from gistlm.training.decoder_passes import DecoderPasses
 from gistlm.training.encoder_passes import EncoderPasses
 

@@ -21,7 +21,7 @@ from transformers import TrainerState
 from gistlm.errors import InputError
 from gistlm.files import reason, write_atomically
 from gistlm.training.config import TrainConfig
-from gistlm.training.launch import launch_record
+from gistlm.training.distributed import launch_record
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from gistlm.adapter import LoraModules, adapter_weights
-from gistlm.base import check_device
-from gistlm.catalog import load_checkpoint
-from gistlm.checkpoint import Checkpoint
 from gistlm.errors import InputError
-from gistlm.initial import Initial, initial_embeddings
+from gistlm.models.adapter import LoraModules, adapter_weights
+from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.embeddings import Initial, initial_embeddings
+from gistlm.models.loading import check_device
 from gistlm.training.config import TrainConfig
-from gistlm.training.launch import shares_weights
+from gistlm.training.distributed import shares_weights
 
 
 def create_checkpoint(config: TrainConfig) -> Checkpoint:

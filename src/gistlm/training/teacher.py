@@ -25,9 +25,9 @@ from torch import Tensor
 from gistlm.compress import gist_layers
 from gistlm.errors import InputError, UnsupportedModelError
 from gistlm.files import reason, remove_abandoned, sha256, write_atomically
-from gistlm.mask import Part
-from gistlm.training.batch import Batch
-from gistlm.training.launch import shares_weights
+from gistlm.gisting.mask import Part
+from gistlm.training.batches import Batch
+from gistlm.training.distributed import shares_weights
 from gistlm.training.objectives import Passes
 
 _STATES, _LOOKS, _DIGEST = "states", "looks", "sha256"

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gistlm.data.rows import Row, read_rows
+from gistlm.data.sources import hash_rows, hold_out, load_sources, without
 from gistlm.errors import DataError
 from gistlm.files import reason, write_atomically
 from gistlm.prompt import PromptTokenizer
 from gistlm.training.batches import Example, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.data import hash_rows, hold_out, load_sources, without
-from gistlm.training.rows import Row, read_rows
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from gistlm.checkpoint import Checkpoint
 from gistlm.files import sha256, write_atomically
-from gistlm.mask import Condition
-from gistlm.training.batch import Batch
-from gistlm.training.batches import Examples, collate
+from gistlm.gisting.mask import Condition
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.training.batches import Batch, Examples, collate
 from gistlm.training.config import TrainConfig
-from gistlm.training.fsdp import outside_a_step, whole
-from gistlm.training.launch import shares_weights
+from gistlm.training.distributed import outside_a_step, shares_weights, whole
 from gistlm.training.objectives import (
     cross_entropy,
     divergence,

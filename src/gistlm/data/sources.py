@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from gistlm.data.limits import Allowed, check_fields
+from gistlm.data.rows import Row, read_rows
 from gistlm.errors import DataError, InputError
 from gistlm.files import sha256
-from gistlm.training.limits import Allowed, check_fields
-from gistlm.training.rows import Row, read_rows
 
 logger = logging.getLogger(__name__)
 

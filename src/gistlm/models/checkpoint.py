@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gistlm.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
-from gistlm.anchors import anchor_ids
-from gistlm.architecture import TESTED, Architecture, inspect_architecture
-from gistlm.base import fingerprint_weights, load_base
-from gistlm.checkpoint_config import (
+from gistlm.errors import ModelError, UnsupportedModelError
+from gistlm.files import sha256, write_atomically
+from gistlm.gisting.kept_tokens import check_observable, leaves_few
+from gistlm.gisting.mask import Part
+from gistlm.models.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
+from gistlm.models.architecture import TESTED, Architecture, inspect_architecture
+from gistlm.models.config import (
     EMBEDDINGS,
     GIST_TOKEN,
     CheckpointConfig,
@@ -33,11 +35,8 @@ from gistlm.checkpoint_config import (
     reader_fingerprint,
     write_config,
 )
-from gistlm.errors import ModelError, UnsupportedModelError
-from gistlm.files import sha256, write_atomically
-from gistlm.initial import Initial, default_initial, embedding_weight, initial_embeddings
-from gistlm.mask import Part
-from gistlm.observe import check_observable, leaves_few
+from gistlm.models.embeddings import Initial, anchor_ids, default_initial, embedding_weight, initial_embeddings
+from gistlm.models.loading import fingerprint_weights, load_base
 from gistlm.prompt import PromptTokenizer, default_format
 
 FITTED = 0.5

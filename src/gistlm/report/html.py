@@ -9,9 +9,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from gistlm.evaluation import plots, report
-from gistlm.evaluation.report import Result
-from gistlm.evaluation.report_tables import Table, tables
+from gistlm.report import plots, tables
+from gistlm.report.tables import Result, Table
 
 HEADING = "gistlm report"
 NO_EXAMPLES = (
@@ -48,7 +47,7 @@ def page(results: Sequence[Result]) -> str:
         f"<title>{escape(heading)}</title>\n<style>{_STYLE}</style></head>",
         f"<body>\n<main>\n<h1>{HEADING}</h1>",
         _contents(results),
-        _pairs(report.metrics_of(results)),
+        _pairs(tables.metrics_of(results)),
         f"<section>\n{_figure(together, 2)}</section>" if together else "",
         *(_section(result, place) for place, result in enumerate(results)),
         "</main>\n</body>\n</html>\n",
@@ -67,8 +66,8 @@ def _contents(results: Sequence[Result]) -> str:
 
 def _section(result: Result, place: int) -> str:
     figures = "".join(_figure(plot, 3) for plot in plots.plots_of(result))
-    grids = "".join(map(_table, tables(result.values)))
-    heading = f'<section id="r{place}">\n<h2>{escape(result.title)}</h2>\n{_pairs(report.origin(result))}\n'
+    grids = "".join(map(_table, tables.tables(result.values)))
+    heading = f'<section id="r{place}">\n<h2>{escape(result.title)}</h2>\n{_pairs(tables.origin(result))}\n'
     return f"{heading}{figures}{grids}{_examples(result)}</section>"
 
 
@@ -105,7 +104,7 @@ def _table(table: Table, text: bool = False) -> str:
 def _examples(result: Result) -> str:
     if not result.values["conditions"]:
         return ""
-    found = report.examples(result.values)
+    found = tables.examples(result.values)
     if not found:
         return f"<p>{escape(NO_EXAMPLES)}</p>\n"
     names = list(dict.fromkeys(name for example in found for name in example))

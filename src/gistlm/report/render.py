@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gistlm.errors import DataError
-from gistlm.evaluation import plots
-from gistlm.evaluation.render_html import page
-from gistlm.evaluation.render_markdown import text_and_pictures
-from gistlm.evaluation.report import Result
 from gistlm.files import reason, write_atomically
+from gistlm.report import plots
+from gistlm.report.html import page
+from gistlm.report.markdown import text_and_pictures
+from gistlm.report.tables import Result
 
 Files = dict[Path, bytes]
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from gistlm.base_files import folder_here
-from gistlm.catalog import find_checkpoint
-from gistlm.checkpoint_config import CONFIG, EMBEDDINGS, CheckpointConfig, Recipe, read_config, reader_fingerprint
 from gistlm.errors import PromptTooLongError
 from gistlm.files import read_json
 from gistlm.gist_file import GistFile
+from gistlm.gisting.placement import check_k, longest_prompt
 from gistlm.messages import Input
-from gistlm.placement import check_k, longest_prompt
+from gistlm.models.base_files import folder_here
+from gistlm.models.catalog import find_checkpoint
+from gistlm.models.config import CONFIG, EMBEDDINGS, CheckpointConfig, Recipe, read_config, reader_fingerprint
+from gistlm.models.tokenizer_file import TokenizerFile
 from gistlm.prompt import PromptFormat, PromptTokenizer
-from gistlm.tokenizer_file import TokenizerFile
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from tokenizers import AddedToken
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from gistlm.base import Base, fingerprint_weights, load_base
-from gistlm.checkpoint import Checkpoint
-from gistlm.checkpoint_config import GIST_TOKEN, CheckpointConfig, Recipe
 from gistlm.errors import MissingDependencyError, ModelError
 from gistlm.files import read_json
-from gistlm.initial import embedding_weight
+from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.config import GIST_TOKEN, CheckpointConfig, Recipe
+from gistlm.models.embeddings import embedding_weight
+from gistlm.models.loading import Base, fingerprint_weights, load_base
 from gistlm.prompt import PromptFormat, PromptTokenizer, paper_format
 
 MAX_K = 16

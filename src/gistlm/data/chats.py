@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gistlm.training.fields import items, mapping, text
-from gistlm.training.row_counts import RowCounts, UnusableRowError
+from gistlm.data.fields import RowCounts, UnusableRowError, items, mapping, text
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}
 _ROLES |= {"assistant": "assistant", "gpt": "assistant", "model": "assistant"}

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.errors import UnsupportedModelError
-from gistlm.mask import Condition, Part, additive, decoder_mask
-from gistlm.stock import CACHE
+from gistlm.gisting.mask import Condition, Part, additive, decoder_mask
+from gistlm.models.transformers_compat import CACHE
 
 Numbering = Literal["relative", "absolute"]
 

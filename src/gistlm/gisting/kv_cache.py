@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.mask import Part
-from gistlm.observe import PassIsOver
+from gistlm.gisting.kept_tokens import PassIsOver
+from gistlm.gisting.mask import Part
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values by layer, each [batch, kv_heads, tokens, head_dim]."""

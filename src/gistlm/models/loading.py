@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
-from gistlm.base_files import PACKAGE, find_package_file
 from gistlm.errors import (
     GistlmError,
     InputError,
@@ -28,6 +27,7 @@ from gistlm.errors import (
     ModelNotFoundError,
 )
 from gistlm.files import sha256
+from gistlm.models.base_files import PACKAGE, find_package_file
 
 logger = logging.getLogger(__name__)
 

@@ -9,22 +9,22 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gistlm.base_files import expanded, is_folder
-from gistlm.checkpoint_config import CONFIG, GIST_TOKEN
 from gistlm.errors import ModelError, ModelNotFoundError
 from gistlm.files import read_json
+from gistlm.models.base_files import expanded, is_folder
+from gistlm.models.config import CONFIG, GIST_TOKEN
 
 if TYPE_CHECKING:
     import torch
 
-    from gistlm.checkpoint import Checkpoint
+    from gistlm.models.checkpoint import Checkpoint
 
 _FILES = [CONFIG, "*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 def shipped() -> dict[str, Path]:
     """The checkpoints that come with gistlm, by name."""
-    roots = (Path(__file__).parent / "checkpoints", Path(__file__).parents[2] / "checkpoints")
+    roots = (Path(__file__).parents[1] / "checkpoints", Path(__file__).parents[3] / "checkpoints")
     return {folder.parent.name: folder.parent for root in roots for folder in sorted(root.glob(f"*/{CONFIG}"))}
 
 
@@ -51,10 +51,10 @@ def load_checkpoint(
     """Load a checkpoint by shipped name, folder or hub id. Raises `ModelNotFoundError` or `ModelError`."""
     folder = find_checkpoint(name) or _download(name)
     if (folder / CONFIG).is_file():
-        from gistlm.checkpoint import Checkpoint
+        from gistlm.models.checkpoint import Checkpoint
 
         return Checkpoint.load(folder, base, device, dtype)
-    from gistlm.legacy import load_legacy
+    from gistlm.models.original_project import load_legacy
 
     return load_legacy(folder, device, dtype)
 

@@ -33,10 +33,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
+from gistlm.data.chats import chat_texts
+from gistlm.data.fields import RowCounts, UnusableRowError, items, kind, mapping, text
 from gistlm.errors import DataError, InputError, MissingDependencyError
-from gistlm.training.chat_rows import chat_texts
-from gistlm.training.fields import items, kind, mapping, text
-from gistlm.training.row_counts import RowCounts, UnusableRowError
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 512 * 2**20

@@ -9,10 +9,9 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from gistlm.evaluation import plots, report
-from gistlm.evaluation.render_html import HEADING, NO_EXAMPLES
-from gistlm.evaluation.report import Result
-from gistlm.evaluation.report_tables import Table, tables
+from gistlm.report import plots, tables
+from gistlm.report.html import HEADING, NO_EXAMPLES
+from gistlm.report.tables import Result, Table
 
 Pictures = dict[str, bytes]
 
@@ -20,14 +19,14 @@ Pictures = dict[str, bytes]
 def text_and_pictures(results: Sequence[Result], folder: str) -> tuple[str, Pictures]:
     """The text, and the pictures by name that it looks for in a folder beside it."""
     pictures: Pictures = {}
-    lines = [f"# {HEADING}", "", *_pairs(report.metrics_of(results))]
+    lines = [f"# {HEADING}", "", *_pairs(tables.metrics_of(results))]
     if together := plots.comparison(results):
         lines += _picture(together, "##", "", folder, pictures)
     for place, result in enumerate(results, 1):
-        lines += [f"## {plain(result.title)}", "", *_pairs(report.origin(result))]
+        lines += [f"## {plain(result.title)}", "", *_pairs(tables.origin(result))]
         for plot in plots.plots_of(result):
             lines += _picture(plot, "###", f"{place}-", folder, pictures)
-        for table in tables(result.values):
+        for table in tables.tables(result.values):
             lines += _table(table)
         lines += _examples(result)
     return "\n".join(lines), pictures
@@ -57,7 +56,7 @@ def _table(table: Table) -> list[str]:
 def _examples(result: Result) -> list[str]:
     if not result.values["conditions"]:
         return []
-    found = report.examples(result.values)
+    found = tables.examples(result.values)
     lines = ["### Answers side by side", "", *([] if found else [NO_EXAMPLES, ""])]
     for place, example in enumerate(found, 1):
         lines += [f"#### Example {place}", ""]

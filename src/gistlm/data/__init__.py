@@ -1,0 +1,1 @@
+"""Rows to train on and to measure with; knows no models."""

@@ -1,0 +1,1 @@
+"""Models under gists: checkpoints, bases, adapters; knows no generation and no training."""

@@ -1,0 +1,1 @@
+"""Result files as pages: tables, plots, HTML and Markdown; measures nothing."""
