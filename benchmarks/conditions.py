@@ -123,7 +123,7 @@ def all_ways(model: GistModel, workload: Workload, k: int) -> dict[str, Way]:
         FULL_PROMPT: FullPrompt(checkpoint, workload),
         CACHED_PROMPT: CachedPrefix(checkpoint, workload),
         GIST: Gists(model, workload, model.compress(workload.prompts, k)),
-        SAME_TOKENS: CachedPrefix(checkpoint, workload, checkpoint.opening_tokens + k),
+        SAME_TOKENS: CachedPrefix(checkpoint, workload, checkpoint.placement.opening + k),
     }
 
 

@@ -141,7 +141,7 @@ def load(options: argparse.Namespace) -> FullLengthModel:
 
 def check_lengths(model: FullLengthModel, settings: Settings) -> None:
     """Raise `InputError` before any work is done if a cell is impossible."""
-    least = model.checkpoint.opening_tokens + settings.k
+    least = model.checkpoint.placement.opening + settings.k
     if min(settings.prompts) < least:
         raise InputError(f"prompts must have {least} tokens or more (opening and gist), got {min(settings.prompts)}")
     longest = max(settings.prompts) + settings.input_tokens + settings.new_tokens

@@ -15,7 +15,7 @@ from torch import Tensor
 from gistlm.data.rows import Row
 from gistlm.data.sources import DataSource, load_sources
 from gistlm.errors import DataError, InputError
-from gistlm.gisting.mask import Condition, Part
+from gistlm.gisting.placement import Condition, Part
 from gistlm.models.config import Recipe
 from gistlm.prompt import PromptTokenizer
 from gistlm.training import loop
@@ -184,8 +184,7 @@ def make_batches(
     size = config.batch_size
     if len(examples) < size:
         raise DataError(f"only {len(examples)} of {len(rows)} rows are of these lengths, and a batch has {size}")
-    kept_from = checkpoint.opening_tokens if checkpoint.config.kept else None
-    collate = Collator(config.max_k, config.k, config.seed, kept_from=kept_from)
+    collate = Collator(checkpoint.placement, config.k, config.seed)
     draws = list(Draws(examples.lengths(), size, config.steps, config.seed))
     batches = [
         collate([examples[draw] for draw in draws[start : start + size]]) for start in range(0, len(draws), size)

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import save_tiny_checkpoint, tiny_checkpoint
 
+from gistlm.compress import gist_inputs
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError
 from gistlm.gisting.kv_cache import left_pad
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.embeddings import NONE, anchor_ids
 
@@ -44,7 +45,7 @@ def test_the_template_around_a_prompt_gives_no_anchors() -> None:
     checkpoint = tiny_checkpoint(anchored=True)
     ids = checkpoint.prompts.prompt_ids("abc")
     tokens, parts = left_pad([ids], Part.PROMPT, torch.device("cpu"))
-    inputs = checkpoint.gist_inputs(tokens, parts, 8)[0] - checkpoint.gist_embeddings[:8]
+    inputs = gist_inputs(checkpoint, tokens, parts, 8)[0] - checkpoint.gist_embeddings[:8]
     own = sorted(set(ids[len(checkpoint.prompts.opening_ids) :]), reverse=True)
     embeddings = checkpoint.reader.get_input_embeddings()(torch.tensor(own))
     torch.testing.assert_close(inputs[: len(own)], embeddings)

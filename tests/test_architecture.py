@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from gistlm.errors import UnsupportedModelError
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part
 from gistlm.models.architecture import ENCODER_DECODERS, TESTED, inspect_architecture
 from gistlm.models.loading import load_base
 from gistlm.models.transformers_compat import CACHE

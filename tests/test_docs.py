@@ -28,7 +28,8 @@ from gistlm.cli.options import DEFAULT_MODEL
 from gistlm.data.rows import read_rows
 from gistlm.data.sources import load_sources
 from gistlm.engines.base import Sampling
-from gistlm.gisting.mask import Condition, Part, cross_attention_mask, decoder_mask, encoder_mask
+from gistlm.gisting.mask import cross_attention_mask, decoder_mask, encoder_mask
+from gistlm.gisting.placement import Condition, Part
 from gistlm.training import loop
 from gistlm.training.config import parse_config
 

@@ -17,7 +17,7 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistMismatchError, InputError
 from gistlm.gist import Gist
-from gistlm.gisting.mask import Condition
+from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import collate, tokenize
 from gistlm.training.objectives import passes_of

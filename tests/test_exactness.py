@@ -19,14 +19,14 @@ from peft.tuners.lora import LoraLayer
 from tiny import TESTED, WINDOW, random_text, save_tiny, shake, tiny_checkpoint, tiny_model
 from torch import Tensor
 
-from gistlm.compress import encode_prompts, write_gists
+from gistlm.compress import encode_prompts, place, write_gists
 from gistlm.data.sources import Row
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
 from gistlm.gisting.kv_cache import left_pad
-from gistlm.gisting.mask import Condition, Part
+from gistlm.gisting.placement import Condition, Part
 from gistlm.models.adapter import LoraModules
 from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
 from gistlm.models.config import Recipe
@@ -69,7 +69,7 @@ class OneRow:
     template: int = 0
     """The prompt's first tokens, which are not its own."""
     unseen: int = 0
-    """Learned gist tokens that only the observers see."""
+    """Learned gist tokens that only the probe queries see."""
 
     @property
     def width(self) -> int:
@@ -109,8 +109,8 @@ class OnePass:
             "mistral": {"all": WINDOW},
             "gemma3_text": {"full_attention": None, "sliding_attention": WINDOW},
         }.get(kind, {"all": None})
-        self.observing = checkpoint.prompts.rest_ids("")
-        self.observers = checkpoint.observers.detach()
+        self.empty_rest = checkpoint.prompts.rest_ids("")
+        self.probes = checkpoint.probe_embeddings.detach()
         self.gist_columns = torch.zeros(0)
         """[batch, S, 1]: 1 where the column is a gist token"""
         if checkpoint.writer is not checkpoint.reader:
@@ -128,15 +128,15 @@ class OnePass:
         return args, kwargs
 
     @torch.no_grad()
-    def most_looked_at(self, row: OneRow) -> list[list[list[int]]]:
-        """By layer and head, the places of kept tokens: where the observers look, read as gist tokens behind the gist:
-        the prompt's last 8 tokens, and learned observers or else the template of an empty input. Heads that share keys
-        agree.
+    def most_attended(self, row: OneRow) -> list[list[list[int]]]:
+        """By layer and head, the places of kept tokens: where the probe queries attend most. They are read as gist
+        tokens behind the gist: the prompt's last 8 tokens, and learned ones or else the template of an empty input.
+        Heads that share keys agree.
         """
-        again = row.prompt[row.template :][-8:] + ([] if len(self.observers) else self.observing)
+        again = row.prompt[row.template :][-8:] + ([] if len(self.probes) else self.empty_rest)
         n, learned = len(row.prompt), row.k + row.unseen
-        width = n + learned + len(again) + len(self.observers)
-        embeddings = torch.cat([self._embed(OneRow([], row.prompt, learned, again, 0, 0)), self.observers])[None]
+        width = n + learned + len(again) + len(self.probes)
+        embeddings = torch.cat([self._embed(OneRow([], row.prompt, learned, again, 0, 0)), self.probes])[None]
         self.gist_columns = (torch.arange(width) >= n).float()[None, :, None]
         positions = torch.arange(row.first, row.first + width)[None]
         out = self.model(inputs_embeds=embeddings, position_ids=positions, output_attentions=True, use_cache=True)
@@ -152,7 +152,7 @@ class OnePass:
 
     def _masks_by_layer(self, seen: Tensor, rows: list[OneRow], spans: list[slice]) -> list[Tensor]:
         """From bool [batch, S, S] of learned tokens, [batch, heads, S, S] of every layer."""
-        kept = [self.most_looked_at(row) if row.kept else [] for row in rows]
+        kept = [self.most_attended(row) if row.kept else [] for row in rows]
         layers = []
         for layer in range(self.model.config.num_hidden_layers):
             mask = seen[:, None].repeat(1, self.model.config.num_attention_heads, 1, 1)
@@ -241,8 +241,8 @@ def loaded(kind: str, recipe: str, opening_visible: bool, kept: int = 0) -> tupl
         kept=kept,
     )
     if kept and opening_visible:
-        checkpoint.observers.data = torch.randn(3, checkpoint.gist_embeddings.shape[1])
-    checkpoint.fitted.data.zero_()  # no mask says what fitting does: test_observe
+        checkpoint.probe_embeddings.data = torch.randn(3, checkpoint.gist_embeddings.shape[1])
+    checkpoint.fit_weights.data.zero_()  # no mask says what fitting does: test_observe
     # decoded to numbers, so that two answers are the same text only when they are the same tokens
     checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
     return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)
@@ -380,13 +380,9 @@ def test_prompt_and_gist_in_one_pass_or_in_two_are_the_same_gist(
     learned = 6 if not kept else 3
     gists = model.compress(prompts, 6)
     with torch.no_grad():
-        of_each = torch.tensor([gist.provenance.kept for gist in gists])
-        encoded = encode_prompts(
-            model.checkpoint,
-            *left_pad(ids, Part.PROMPT, model.checkpoint.reader.device),
-            torch.tensor([not gist.learned for gist in gists]),
-        )
-        written, _ = write_gists(model.checkpoint, encoded, learned, of_each)
+        tokens, parts = left_pad(ids, Part.PROMPT, model.checkpoint.reader.device)
+        encoded = encode_prompts(model.checkpoint, tokens, parts, place(model.checkpoint, parts, 6))
+        written, _ = write_gists(model.checkpoint, encoded, learned)
     for row, gist in enumerate(gists):
         own = slice(0 if gist.learned else learned, None)
         for (keys, values), key, value in zip(written, gist.keys, gist.values, strict=True):

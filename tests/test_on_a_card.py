@@ -16,7 +16,7 @@ from gistlm.data.rows import Row
 from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.gist import Gist
-from gistlm.gisting.mask import Condition
+from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Examples, collate
 from gistlm.training.objectives import Weights, frozen_loss, paper_loss, passes_of
@@ -45,10 +45,10 @@ def on_card(kind: str, options: dict[str, Any], learned_observers: int = 0) -> C
     """A checkpoint whose every tensor is on the card."""
     made = tiny_checkpoint(kind, **options)
     if learned_observers:
-        made.observers = nn.Parameter(torch.randn(learned_observers, made.gist_embeddings.shape[1]))
+        made.probe_embeddings = nn.Parameter(torch.randn(learned_observers, made.gist_embeddings.shape[1]))
     for model in (made.reader, made.writer):
         move_module(model)
-    for name in ("gist_embeddings", "fitted", "observers"):
+    for name in ("gist_embeddings", "fit_weights", "probe_embeddings"):
         setattr(made, name, nn.Parameter(OnCard(getattr(made, name).detach()), requires_grad=False))
     return made
 
@@ -91,7 +91,7 @@ def test_a_training_step_has_the_loss_and_gradients_of_the_cpu(kind: str, option
     for device in ("cuda", "cpu"):
         torch.manual_seed(0)
         made = on_card(kind, options, observers) if device == "cuda" else cpu_checkpoint(kind, options, observers)
-        trained = [made.gist_embeddings, *([made.observers] if observers else [])]
+        trained = [made.gist_embeddings, *([made.probe_embeddings] if observers else [])]
         for tensor in trained:
             tensor.requires_grad_(True)
         loss = one_step(made, device, options.get("recipe") == "paper")
@@ -105,7 +105,7 @@ def test_a_training_step_has_the_loss_and_gradients_of_the_cpu(kind: str, option
 def cpu_checkpoint(kind: str, options: dict[str, Any], observers: int) -> Checkpoint:
     made = tiny_checkpoint(kind, **options)
     if observers:
-        made.observers = nn.Parameter(torch.randn(observers, made.gist_embeddings.shape[1]))
+        made.probe_embeddings = nn.Parameter(torch.randn(observers, made.gist_embeddings.shape[1]))
     return made
 
 

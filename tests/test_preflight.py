@@ -87,7 +87,7 @@ def test_a_request_is_too_long_before_loading_when_it_is_afterwards(
     gist = model.compress("Answer in rhymes.", 3) if before == "gist" else None
     used = len(model.checkpoint.prompts.rest_ids("x")) + 4 + (0 if gist is None else gist.end)
     used += 0 if prompt is None else model.count_tokens(prompt)
-    used += model.checkpoint.opening_tokens if before == "nothing" else 0
+    used += model.checkpoint.placement.opening if before == "nothing" else 0
     text = "x" * (CONTEXT - used + 1 + gap)
     late = outcome(lambda: model.generate(text, gist, prompts=prompt, max_new_tokens=4))
     early = outcome(lambda: files.check_request(text, prompt, None if gist is None else as_file(gist), 4))

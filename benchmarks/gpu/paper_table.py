@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from measure import count_flops, paired_ratio
 
 from gistlm.gisting.encoder_attention import encode
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part
 from gistlm.models.transformers_compat import CACHE
 
 KS = (1, 4, 16)

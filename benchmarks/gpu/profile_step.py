@@ -80,7 +80,7 @@ def make_batches(objective: Objective, options: argparse.Namespace) -> list[dict
     """Random ids in rows of train.yaml's kind, by its collator."""
     draw, config = random.Random(options.seed), objective.options
     own = objective.checkpoint.prompts
-    collate = Collator(config.max_k, config.k, config.seed, kept_from=objective.checkpoint.opening_tokens)
+    collate = Collator(objective.checkpoint.placement, config.k, config.seed)
 
     def example(tokens: int) -> Example:
         prompt = own.opening_ids + [draw.randrange(3, 40_000) for _ in range(tokens)]

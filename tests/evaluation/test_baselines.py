@@ -41,7 +41,7 @@ def source(checkpoint: Checkpoint, classifier: str = "") -> Source:
 
 
 def own_tokens(checkpoint: Checkpoint, prompt: str) -> int:
-    return len(checkpoint.prompts.prompt_ids(prompt)) - checkpoint.opening_tokens
+    return len(checkpoint.prompts.prompt_ids(prompt)) - checkpoint.placement.opening
 
 
 def logits(model: GistModel, *, gist: Gist | None = None, prompt: str | None = None) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_a_truncated_prompt_is_read_as_a_shorter_prompt() -> None:
 
 def test_pooled_keys_are_averaged_at_one_position_not_at_their_own() -> None:
     checkpoint = tiny_checkpoint()
-    h, n = checkpoint.opening_tokens, own_tokens(checkpoint, PROMPTS[0])
+    h, n = checkpoint.placement.opening, own_tokens(checkpoint, PROMPTS[0])
     make = make_baseline("pooled", source(checkpoint))
     whole, halves = (make([PROMPTS[0]], [k])[k][0] for k in (n, 2))
     assert (halves.provenance.start, halves.end) == (h, h + 2)
@@ -136,7 +136,7 @@ def test_selected_tokens_are_the_prompts_own_and_nothing_is_learned(kind: str) -
         assert (few.k, many.k) == (few.provenance.kept, many.provenance.kept) == (2, 8)
         ids = torch.tensor([checkpoint.prompts.prompt_ids(prompt)])
         whole = few.provenance.start == ids.shape[1]
-        first = 0 if whole else checkpoint.opening_tokens - ids.shape[1]
+        first = 0 if whole else checkpoint.placement.opening - ids.shape[1]
         with torch.no_grad():
             cache = checkpoint.reader(ids, position_ids=torch.arange(first, first + ids.shape[1])[None])[CACHE]
         for (keys, _, _), some, more in zip(cache, few.keys, many.keys, strict=True):

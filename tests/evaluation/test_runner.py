@@ -257,7 +257,7 @@ def test_all_conditions_of_one_k_hold_equal_bytes(model: GistModel, data: str) -
     conditions = evaluate(model, data, config).results["conditions"]
     for k in (1, 3):
         assert {each["kv_bytes"] for each in conditions if each["k"] == k} == {
-            (model.checkpoint.opening_tokens + k) * model.compress("x", 1).nbytes
+            (model.checkpoint.placement.opening + k) * model.compress("x", 1).nbytes
         }
 
 

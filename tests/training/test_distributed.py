@@ -29,6 +29,7 @@ from tiny import save_tiny
 
 from gistlm.cli.train import train as train_command
 from gistlm.errors import InputError, ModelError
+from gistlm.gisting.placement import Placement
 from gistlm.models.checkpoint import ADAPTER_WEIGHTS
 from gistlm.models.config import EMBEDDINGS
 from gistlm.training.batches import Collator, Draws, Example, Examples
@@ -188,7 +189,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
 @pytest.mark.usefixtures("alone", "shared")
 def test_two_processes_train_the_weights_that_one_does(folder: Path) -> None:
     one, two = (load_file(folder / f"kept by {processes}" / EMBEDDINGS) for processes in (1, 2))
-    assert sorted(one) == ["fitted", "gist_embeddings", "observers"]
+    assert sorted(one) == ["fit_weights", "gist_embeddings", "probe_embeddings"]
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
 
@@ -441,7 +442,7 @@ def test_a_step_s_rows_are_of_like_length_in_small_and_in_large_data(rows: int, 
 def test_a_row_s_k_does_not_depend_on_its_batch_and_changes_between_passes() -> None:
     examples = object.__new__(Examples)
     examples.examples = [Example([1], [2, 3], 1)] * 16
-    collator = Collator(max_k=16, k=None, seed=0)
+    collator = Collator(Placement("relative", 0, 16), None, 0)
 
     def drawn(draws: list[int]) -> list[int]:
         k: list[int] = collator([examples[draw] for draw in draws])["k"].tolist()
@@ -469,12 +470,12 @@ def test_a_weighted_mean_is_over_tokens_and_leaves_out_those_without_weight() ->
 
 def test_no_row_is_drawn_a_gist_that_would_keep_tokens_alone() -> None:
     items = [{"example": Example([9] * length, [1, 2], 1), "draw": draw} for length in (4, 7, 40) for draw in range(60)]
-    drawn = Collator(max_k=16, k=None, seed=0, kept_from=2)(items)["k"].view(3, 60).tolist()
+    drawn = Collator(Placement("relative", 2, 1, 15), None, 0)(items)["k"].view(3, 60).tolist()
     assert [sorted(set(row)) for row in drawn] == [[1], [1, 2], [1, 2, 4, 8, 16]]
 
 
 def test_a_number_that_is_given_twice_is_drawn_twice_as_often() -> None:
     items = [{"example": Example([9] * 40, [1, 2], 1), "draw": draw} for draw in range(600)]
-    drawn = Collator(max_k=16, k=[1, 1, 8], seed=0)(items)["k"].tolist()
+    drawn = Collator(Placement("relative", 0, 16), [1, 1, 8], 0)(items)["k"].tolist()
     assert set(drawn) == {1, 8}
     assert 350 < drawn.count(1) < 450

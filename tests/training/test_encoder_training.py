@@ -14,6 +14,7 @@ from tiny import save_tiny, tiny_checkpoint
 from gistlm import GistModel
 from gistlm.data.rows import Row
 from gistlm.errors import InputError
+from gistlm.gisting.placement import Placement
 from gistlm.training.batches import Collator, tokenize
 from gistlm.training.config import parse_config
 from gistlm.training.loop import train
@@ -93,10 +94,18 @@ def test_a_weight_on_inputs_is_refused_for_a_model_that_predicts_none(base: str,
 def test_every_k_is_drawn_where_gists_are_not_nested() -> None:
     prompts = tiny_checkpoint("t5").prompts
     items = [{"example": tokenize(Row("x", "y", "z"), prompts), "draw": draw} for draw in range(200)]
-    assert set(Collator(7, None, 0, nested=False)(items)["k"].tolist()) == {1, 2, 3, 4, 5, 6, 7}
-    assert set(Collator(7, None, 0)(items)["k"].tolist()) == {1, 2, 4, 7}
-    assert set(Collator(7, [3], 0, nested=False)(items)["k"].tolist()) == {3}
-    assert Collator(256, None, 0).choices == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert set(Collator(Placement("relative", 0, 7), None, 0, nested=False)(items)["k"].tolist()) == {
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    }
+    assert set(Collator(Placement("relative", 0, 7), None, 0)(items)["k"].tolist()) == {1, 2, 4, 7}
+    assert set(Collator(Placement("relative", 0, 7), [3], 0, nested=False)(items)["k"].tolist()) == {3}
+    assert Collator(Placement("relative", 0, 256), None, 0).choices == [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 def test_a_loss_on_full_prompts_can_be_added(base: str, rows: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny import save_tiny
 
 from gistlm.data.rows import Row
 from gistlm.errors import InputError
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part
 from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
 from gistlm.models.config import Recipe
 from gistlm.models.embeddings import Initial, embedding_weight, initial_embeddings
@@ -172,13 +172,13 @@ def test_training_with_kept_tokens_goes_on_from_learned_ones(base: str, tmp_path
     second = {**shared, "start": str(first), "output": str(tmp_path / "second"), "max_k": 9, "kept": 7}
     assert torch.equal(create_checkpoint(parse_config(second)).gist_embeddings, learned[:2])
     made = Checkpoint.load(train(parse_config(second)), device="cpu")
-    assert (made.max_k, made.learned, made.config.kept) == (9, 2, 7)
+    assert (made.placement.max_k, made.placement.learned, made.config.kept) == (9, 2, 7)
     assert not torch.equal(made.gist_embeddings, learned[:2])
     with pytest.raises(InputError, match="4 learned gist tokens, the recipe 5"):
         create_checkpoint(parse_config({**second, "max_k": 12}))
 
 
-def test_learned_observers_come_to_look_where_the_rest_does(base: str, tmp_path: Path) -> None:
+def test_learned_probe_queries_come_to_attend_as_the_rest_does(base: str, tmp_path: Path) -> None:
     rows = [{"prompt": f"say {word} and {place}", "input": "hm", "output": word} for place, word in enumerate("abcdef")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {
@@ -188,13 +188,13 @@ def test_learned_observers_come_to_look_where_the_rest_does(base: str, tmp_path:
     }  # fmt: skip
     untrained = create_checkpoint(parse_config({**options, "observers": 3}))
     made = Checkpoint.load(train(parse_config({**options, "observers": 3})), device="cpu")
-    assert made.observers.shape == untrained.observers.shape == (3, made.gist_embeddings.shape[1])
-    assert not torch.equal(made.observers, untrained.observers.to(made.observers.dtype))
+    assert made.probe_embeddings.shape == untrained.probe_embeddings.shape == (3, made.gist_embeddings.shape[1])
+    assert not torch.equal(made.probe_embeddings, untrained.probe_embeddings.to(made.probe_embeddings.dtype))
     figures = json.loads((tmp_path / "out" / "training.json").read_text())
     assert figures["losses"][-1] < 0.8 * figures["losses"][0]
     more = {**options, "start": str(tmp_path / "out"), "observers": 4, "output": str(tmp_path / "more")}
-    going_on = create_checkpoint(parse_config(more)).observers
-    assert len(going_on) == 4 and torch.equal(going_on[:3], made.observers)
+    going_on = create_checkpoint(parse_config(more)).probe_embeddings
+    assert len(going_on) == 4 and torch.equal(going_on[:3], made.probe_embeddings)
     with pytest.raises(InputError, match="3 learned observers, the recipe 0; give observers: 3 or more"):
         create_checkpoint(parse_config({**more, "observers": 0, "observation_weight": 0.0, "distillation_weight": 1.0}))
 
@@ -217,7 +217,7 @@ def test_a_recipe_chooses_start_and_opening(base: str) -> None:
     options = {"base": base, "output": "out", "data": [{"path": "rows"}], "device": "cpu", "max_k": 2, "lora_rank": 4}
     default = create_checkpoint(parse_config(options))
     hidden = create_checkpoint(parse_config({**options, "opening_visible": False, "initial": "words"}))
-    assert default.opening_tokens > 0 and hidden.opening_tokens == 0
+    assert default.placement.opening > 0 and hidden.placement.opening == 0
     assert not torch.equal(default.gist_embeddings, hidden.gist_embeddings)
     shown = create_checkpoint(parse_config({**options, "recipe": "paper", "opening_visible": True}))
-    assert shown.opening_tokens == default.opening_tokens
+    assert shown.placement.opening == default.placement.opening

@@ -219,12 +219,12 @@ def test_all_weights_of_a_bfloat16_base_are_trained_in_float32_and_saved_in_bflo
     tiny_model("llama").to(torch.bfloat16).save_pretrained(base)
     kinds: set[torch.dtype] = set()
 
-    class Look(TrainerCallback):
+    class Probe(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             kinds.update(tensor.dtype for tensor in kwargs["model"].trainable().values())
 
     small = {**RECIPES["paper with every weight"], "steps": 8, "learning_rate": 1e-5}
-    output = train(parse_config(options(base, rows, tmp_path / "out", **small)), [Look()])
+    output = train(parse_config(options(base, rows, tmp_path / "out", **small)), [Probe()])
     assert kinds == {torch.float32}
     saved, stock = (load_file(folder / "model.safetensors") for folder in (output, Path(base)))
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
@@ -237,14 +237,14 @@ def test_only_what_is_tuned_drops_out_and_never_when_it_is_measured(name: str, r
     base = str(save_tiny(tmp_path / "base", "gpt2", **dropout))
     dropping: set[bool] = set()
 
-    class Look(TrainerCallback):
+    class Probe(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             model = kwargs["model"]
             model.train()
             dropping.update(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
 
     small = {**RECIPES[name], "steps": 2, "save_every": 1, "learning_rate": 0.0, "gist_learning_rate": 0.0}
-    output = train(parse_config(options(base, rows, tmp_path / "out", **small)), [Look()])
+    output = train(parse_config(options(base, rows, tmp_path / "out", **small)), [Probe()])
     assert dropping == {name != "frozen"}
     first, second = (
         {key: value for key, value in entry.items() if key != "step"} for entry in figures(output)["validation"]

@@ -104,7 +104,7 @@ def eval(
     ks = _numbers(k)
     options = EngineOptions(engine, model, base, device, dtype)
     if known := options.preflight():
-        known.check_k(max(ks))
+        known.placement.check_k(max(ks))
     if data is not None:
         check_source(data)
     begin = time.perf_counter()

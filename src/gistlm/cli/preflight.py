@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from gistlm.errors import PromptTooLongError
 from gistlm.files import read_json
 from gistlm.gist_file import GistFile
-from gistlm.gisting.placement import check_k, longest_prompt
+from gistlm.gisting.placement import Placement
 from gistlm.messages import Input
 from gistlm.models.base_files import folder_here
 from gistlm.models.catalog import find_checkpoint
@@ -57,26 +57,20 @@ class Preflight:
         return cls(config, prompt_format, *shapes, folder_here(where), base is None)
 
     @property
-    def max_k(self) -> int:
-        """The most tokens that one gist can have."""
-        return self.learned + self.config.kept
-
-    def check_k(self, k: int) -> None:
-        """Raise `InputError` unless the checkpoint makes gists of k tokens."""
-        check_k(k, self.max_k)
+    def placement(self) -> Placement:
+        """How many tokens a gist may have, and how long its prompt may be; says nothing of positions."""
+        return Placement("", 0, self.learned, self.config.kept)
 
     def check_prompt(self, prompt: str, k: int) -> None:
         """Raise `InputError` unless the prompt can be compressed into k tokens."""
-        self.check_k(k)
+        self.placement.check_k(k)
         if self.prompts is None:
             return
         tokens = len(self.prompts.prompt_ids(prompt))
         if self._context is None:
             return
         probes = self.probes or len(self.prompts.empty_rest_ids)
-        limit = longest_prompt(self._context, k, self.learned, self.config.kept, probes)
-        if tokens > limit:
-            raise PromptTooLongError(tokens, limit)
+        self.placement.check_length(tokens, k, probes, self._context)
 
     def check_request(self, text: Input, prompt: str | None, gist: GistFile | None, room: int) -> None:
         """Raise `InputError` unless an input fits into the context behind a prompt and behind a gist, whichever are

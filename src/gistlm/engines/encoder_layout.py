@@ -25,8 +25,8 @@ from gistlm.engines.layout import Prepared, Row
 from gistlm.errors import InputError
 from gistlm.gist import Gist
 from gistlm.gisting.encoder_attention import decoder_inputs, encode
-from gistlm.gisting.kv_cache import left_pad, left_positions
-from gistlm.gisting.mask import Part
+from gistlm.gisting.kv_cache import left_pad
+from gistlm.gisting.placement import Part, left_positions
 from gistlm.models.checkpoint import Checkpoint
 
 

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.compress import encode_opening, gist_layers, gist_start, layer_shapes
+from gistlm.compress import encode_opening, gist_layers, layer_shapes
 from gistlm.engines.base import Request
 from gistlm.errors import PromptTooLongError
 from gistlm.gist import Gist
-from gistlm.gisting.kv_cache import KeyValues, left_pad, left_positions
-from gistlm.gisting.mask import Part
+from gistlm.gisting.kv_cache import KeyValues, left_pad
+from gistlm.gisting.placement import Part, left_positions
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.transformers_compat import CACHE
 
@@ -79,7 +79,8 @@ class Layout:
 
     def check(self, gist: Gist) -> None:
         """Raise `GistMismatchError` unless the gist is of the reader's shape."""
-        gist.check_shape(self._layers, gist_start(self.checkpoint, gist))
+        start = self.checkpoint.placement.gist_start(gist.provenance.prompt_tokens, gist.learned)
+        gist.check_shape(self._layers, start)
 
     def row(self, request: Request, output: list[int], room: int) -> Row:
         """A request as tokens: with an ``output`` to score, or with ``room`` for tokens to come.
@@ -91,7 +92,7 @@ class Layout:
         end, limit = (0 if gist is None else gist.end) + len(fresh) + room, self.checkpoint.architecture.context
         if end > limit:
             raise PromptTooLongError(end, limit, "request with room for its answer")
-        cached = 0 if gist is None else self.checkpoint.opening_tokens + gist.k
+        cached = 0 if gist is None else self.checkpoint.placement.opening + gist.k
         return Row(request, fresh, output, (cached, len(fresh) + room))
 
     def prepare(self, rows: Sequence[Row]) -> Prepared:
@@ -99,7 +100,8 @@ class Layout:
         checkpoint, device = self.checkpoint, self.checkpoint.reader.device
         tokens, fresh_parts = left_pad([row.fresh for row in rows], Part.REST, device)
         gists = [_moved(row.request.gist, device) for row in rows]
-        parts, positions, starts = _cached_columns(checkpoint, gists)
+        held = [(gist.provenance.start, gist.learned, gist.provenance.kept) if gist else None for gist in gists]
+        parts, positions, starts = checkpoint.placement.cached_columns(held, device)
         positions = torch.cat([positions, left_positions(fresh_parts, starts)], dim=1)
         width = parts.shape[1]
         layers = range(checkpoint.architecture.layers if width else 0)
@@ -145,22 +147,6 @@ def _fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:
         return checkpoint.visible_opening_ids + rest
     # a vocabulary that contains a gist token was trained with it behind full prompts too
     return prompts.prompt_ids(request.prompt) + list(checkpoint.gist_token_ids) + rest
-
-
-def _cached_columns(checkpoint: Checkpoint, gists: Sequence[Gist | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Parts and positions [batch, C] of opening and gist, left-padded, and where each rest begins [batch]."""
-    h, device = checkpoint.opening_tokens, checkpoint.reader.device
-    parts: list[list[int]] = []
-    positions: list[list[int]] = []
-    for gist in gists:
-        start, learned, kept = (gist.provenance.start, gist.learned, gist.k - gist.learned) if gist else (0, 0, 0)
-        parts.append([int(Part.OPENING)] * h + [int(Part.GIST)] * gist.k if gist else [])
-        positions.append([*range(h), *range(start, start + learned), *[max(0, start - 1)] * kept] if gist else [])
-    width = max(map(len, parts))
-    padded = [[[0] * (width - len(row)) + row for row in rows] for rows in (parts, positions)]  # 0 is Part.PAD
-    starts = [gist.end if gist else 0 for gist in gists]
-    made = [torch.tensor(rows, dtype=torch.long, device=device) for rows in (*padded, starts)]
-    return made[0], made[1], made[2]
 
 
 def _moved(gist: Gist | None, device: torch.device) -> Gist | None:

@@ -33,7 +33,6 @@ from gistlm.engines.encoder_layout import EncoderLayout
 from gistlm.engines.layout import Layout, Prepared, Row
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
-from gistlm.gisting.placement import check_k
 from gistlm.messages import Input
 from gistlm.models.catalog import load_checkpoint
 from gistlm.models.checkpoint import Checkpoint
@@ -89,7 +88,7 @@ class GistModel(Engine):
     @property
     def max_k(self) -> int:
         """The most gist tokens that this checkpoint makes."""
-        return self.checkpoint.max_k
+        return self.checkpoint.placement.max_k
 
     @overload
     def compress(self, prompt: str, k: int = 4) -> Gist: ...  # type: ignore[overload-overlap]
@@ -102,7 +101,7 @@ class GistModel(Engine):
         """
         if not isinstance(prompt, (str, list, tuple)):
             raise InputError(f"give a prompt or a list of prompts, got {type(prompt).__name__}")
-        check_k(k, self.max_k)
+        self.checkpoint.placement.check_k(k)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         with self._lock, within_memory():
             batched = self._batches(prompts, lambda text: (self.count_tokens(text), k))
@@ -114,7 +113,7 @@ class GistModel(Engine):
 
         It is the same in every process with this checkpoint and dtype. Raises `InputError` as `compress` does.
         """
-        check_k(k, self.max_k)
+        self.checkpoint.placement.check_k(k)
         digest, dtype = self.checkpoint.prompts.prompt_sha256(prompt), str(self.dtype).removeprefix("torch.")
         return request_name(digest, k, self.checkpoint.fingerprint, self.checkpoint.adapter_fingerprint, dtype)
 

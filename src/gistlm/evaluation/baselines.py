@@ -32,8 +32,8 @@ from gistlm.files import sha256
 from gistlm.gist import Gist
 from gistlm.gist_file import GistInfo
 from gistlm.gisting.encoder_attention import encode
-from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad, left_positions
-from gistlm.gisting.mask import Part
+from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad
+from gistlm.gisting.placement import Part, left_positions
 from gistlm.models.checkpoint import Checkpoint, check_kept
 from gistlm.models.config import CheckpointConfig, Recipe
 from gistlm.models.embeddings import default_initial, initial_embeddings
@@ -84,7 +84,7 @@ def _llmlingua2(source: Source) -> Maker:
 def _keywords(checkpoint: Checkpoint, rank: words.Rank, name: str) -> Maker:
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
         ranked = [rank(prompt) for prompt in prompts]
-        hidden = len(checkpoint.prompts.opening_ids) - checkpoint.opening_tokens  # these count among the k tokens
+        hidden = len(checkpoint.prompts.opening_ids) - checkpoint.placement.opening  # these count among the k tokens
         made = {}
         for k in ks:
             chosen = [words.choose(weights, checkpoint.prompts.plain_ids, k - hidden) for weights in ranked]
@@ -97,7 +97,7 @@ def _keywords(checkpoint: Checkpoint, rank: words.Rank, name: str) -> Maker:
 
 def _pooled(source: Source) -> Maker:
     _refuse_encoders(source.checkpoint, "an encoder's keys have no positions to be turned to")
-    checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
+    checkpoint, h = source.checkpoint, source.checkpoint.placement.opening
     by_layer = frequencies(checkpoint)
 
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
@@ -135,7 +135,7 @@ def _pool(keys: Tensor, values: Tensor, k: int, h: int, inverse: Tensor) -> tupl
 
 def _last(source: Source) -> Maker:
     _refuse_encoders(source.checkpoint, "an encoder has no attention sinks and no causal end to keep")
-    checkpoint, h = source.checkpoint, source.checkpoint.opening_tokens
+    checkpoint, h = source.checkpoint, source.checkpoint.placement.opening
     absolute = checkpoint.architecture.numbering == "absolute"
 
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
@@ -170,7 +170,7 @@ def _selected(source: Source) -> Maker:
 def _untrained(source: Source) -> Maker:
     known = source.checkpoint
     initial = default_initial(known.config.anchored)
-    embeddings = initial_embeddings(known.reader, known.learned, source.seed, initial)
+    embeddings = initial_embeddings(known.reader, known.placement.learned, source.seed, initial)
     fresh = _without_adapter("untrained", known, known.config, embeddings)
     return lambda prompts, ks: of_each_k(lambda k: compress(fresh, prompts, k), ks)
 
@@ -215,7 +215,7 @@ def _encoded_prefix(
     checkpoint: Checkpoint, prompts: Sequence[str], ids: Sequence[list[int]], k: int, name: str
 ) -> list[Gist]:
     """At most k tokens behind the visible opening, encoded as a prompt of their own from position 0."""
-    h = checkpoint.opening_tokens
+    h = checkpoint.placement.opening
     kept = [row[: h + k] for row in ids]
     if checkpoint.architecture.encodes:
         return _encoded_alone(checkpoint, prompts, kept, name)

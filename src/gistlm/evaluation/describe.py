@@ -35,7 +35,7 @@ def model(checkpoint: Checkpoint) -> dict[str, Any]:
         "adapter": checkpoint.adapter_fingerprint,
         "dtype": str(checkpoint.reader.dtype).removeprefix("torch."),
         "kv_bytes_per_token": kv_bytes_per_token(checkpoint),
-        "opening_tokens": checkpoint.opening_tokens,
+        "opening_tokens": checkpoint.placement.opening,
     }
 
 

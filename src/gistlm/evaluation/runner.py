@@ -25,7 +25,6 @@ from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.resume_log import Journal
 from gistlm.evaluation.table import Table
 from gistlm.evaluation.words import LLMLINGUA2
-from gistlm.gisting.placement import check_k
 
 MAX_LOGITS = 1 << 26
 """Numbers in the largest table of log-probabilities that is kept for comparison (256 MiB)."""
@@ -98,7 +97,7 @@ def evaluate(
     """
     checkpoint = engine.checkpoint
     for k in config.ks:
-        check_k(k, checkpoint.max_k)
+        checkpoint.placement.check_k(k)
     if config.generate:
         metrics.rouge_scorer()
     read = read_rows(data, limit=config.limit)
@@ -237,5 +236,5 @@ def _fits(engine: Engine, row: Row, config: EvalConfig) -> bool:
     prompt, output = len(checkpoint.prompts.prompt_ids(row.prompt)), len(checkpoint.prompts.output_ids(row.output))
     rest = len(checkpoint.prompts.rest_ids(row.input))
     longest = max(output, config.new_tokens + 1 if config.generate else 0)
-    room = checkpoint.architecture.context - checkpoint.opening_tokens - max(config.ks) - 1
+    room = checkpoint.architecture.context - checkpoint.placement.opening - max(config.ks) - 1
     return prompt + rest + output <= config.max_tokens and prompt + rest + longest <= room

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, cat, tensor
 from transformers import AttentionInterface
 
-from gistlm.gisting.mask import Condition, additive, encoder_mask
+from gistlm.gisting.mask import additive, encoder_mask
+from gistlm.gisting.placement import Condition
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values by layer, each [batch, heads, tokens, head_dim]."""

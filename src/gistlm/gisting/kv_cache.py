@@ -1,16 +1,14 @@
-"""Padded token ids, their positions, and the columns of caches; knows nothing of models or gists."""
+"""Padded token ids, and keys and values of caches by column; knows nothing of models or gists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.gisting.kept_tokens import PassIsOver
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values by layer, each [batch, kv_heads, tokens, head_dim]."""
@@ -41,11 +39,6 @@ def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) ->
     return tokens, torch.where(is_padding, int(Part.PAD), int(part))
 
 
-def left_positions(parts: Tensor, starts: Tensor) -> Tensor:
-    """[batch, S] positions that count from ``starts`` [batch] at each row's first token; padding repeats the start."""
-    return starts[:, None] + ((parts != Part.PAD).cumsum(dim=1) - 1).clamp_min(0)
-
-
 def column_mask(parts: Tensor) -> Tensor | None:
     """The 2D mask of plain causal rows [batch, S], or None when nothing is padded."""
     return None if bool((parts != Part.PAD).all()) else (parts != Part.PAD).long()
@@ -54,19 +47,3 @@ def column_mask(parts: Tensor) -> Tensor | None:
 def key_values_of(cache: DynamicCache) -> KeyValues:
     """A cache's tensors by layer."""
     return [(keys, values) for keys, values, _ in cache]
-
-
-class CacheOfLayers(DynamicCache):
-    """Ends the pass once the last layer's keys and values are in: its attention and what follows serve no gist."""
-
-    def __init__(self, layers: int, key_values: KeyValues | None = None) -> None:
-        super().__init__(key_values)
-        self._last_layer = layers - 1
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self._last_layer:
-            raise PassIsOver
-        return updated

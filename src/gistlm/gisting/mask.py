@@ -22,29 +22,10 @@ models, text or caches. No other file decides who may see whom.
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
-
 import torch
 from torch import Tensor
 
-
-class Part(IntEnum):
-    """What a column of the sequence is."""
-
-    PAD = 0
-    OPENING = 1
-    PROMPT = 2
-    GIST = 3
-    REST = 4
-
-
-class Condition(StrEnum):
-    """What the rest may see in the prompt's place."""
-
-    GIST = "gist"
-    POSITIVE = "positive"
-    NEGATIVE = "negative"
-
+from gistlm.gisting.placement import Condition, Part
 
 _REST_SEES = {
     Condition.GIST: {Part.OPENING, Part.GIST, Part.REST},

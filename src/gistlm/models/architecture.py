@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.errors import UnsupportedModelError
-from gistlm.gisting.mask import Condition, Part, additive, decoder_mask
+from gistlm.gisting.mask import additive, decoder_mask
+from gistlm.gisting.placement import Condition, Part
 from gistlm.models.transformers_compat import CACHE
 
 Numbering = Literal["relative", "absolute"]

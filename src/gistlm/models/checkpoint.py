@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.files import sha256, write_atomically
-from gistlm.gisting.kept_tokens import check_observable, leaves_few
-from gistlm.gisting.mask import Part
+from gistlm.gisting.kept_tokens import check_probeable
+from gistlm.gisting.placement import Placement
 from gistlm.models.adapter import AdapterOnLast, LoraModules, adapter_weights, add_lora, load_lora
-from gistlm.models.architecture import TESTED, Architecture, inspect_architecture
+from gistlm.models.architecture import Architecture, inspect_architecture
 from gistlm.models.config import (
     EMBEDDINGS,
     GIST_TOKEN,
@@ -35,12 +35,14 @@ from gistlm.models.config import (
     reader_fingerprint,
     write_config,
 )
-from gistlm.models.embeddings import Initial, anchor_ids, default_initial, embedding_weight, initial_embeddings
+from gistlm.models.embeddings import Initial, default_initial, embedding_weight, initial_embeddings
 from gistlm.models.loading import fingerprint_weights, load_base
 from gistlm.prompt import PromptTokenizer, default_format
 
 FITTED = 0.5
-"""Where training of `Checkpoint.fitted` starts from."""
+"""Where training of `Checkpoint.fit_weights` starts from."""
+FIT_WEIGHTS, PROBES = "fitted", "observers"
+"""What the file of gist embeddings calls its other tensors; fingerprints hold these names."""
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -76,7 +78,7 @@ class Checkpoint:
         prompts: PromptTokenizer,
         trained: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """trained: "fitted" and "observers" where there are such (see the attributes)."""
+        """trained: "fit_weights" and "probe_embeddings" where there are such (see the attributes)."""
         self.config = config
         # peft froze the tensors that reader and writer share, and torch multiplies the last token's slice by frozen
         # weights as a batch of products: its logits took 20 to 80 times as long. Training chooses for itself.
@@ -94,36 +96,24 @@ class Checkpoint:
             check_kept(self.architecture, reader)
         found, device = trained if trained and config.kept else {}, reader.device
         shape = (self.architecture.layers if config.kept else 0, 2)
-        self.fitted = _parameter("fitted", found.get("fitted", torch.full(shape, FITTED)), shape, device)
-        """[layers, 2]: how far the first learned gist token's key and value are fitted (see `observe`); [0, 2] where
-        no tokens are kept"""
+        fit_weights = found.get(FIT_WEIGHTS, torch.full(shape, FITTED))
+        self.fit_weights = _parameter(FIT_WEIGHTS, fit_weights, shape, device)
+        """[layers, 2]: how far the first learned gist token's key and value are fitted (see `kept_tokens.fit`); [0, 2]
+        where no tokens are kept"""
         hidden = int(gist_embeddings.shape[1])
-        observers = found.get("observers", torch.zeros(0, hidden))
-        self.observers = _parameter("observers", observers, (*observers.shape[:1], hidden), device)
-        """[observers, hidden]: embeddings of learned observers (see `observe`)"""
+        probes = found.get(PROBES, torch.zeros(0, hidden))
+        self.probe_embeddings = _parameter(PROBES, probes, (*probes.shape[:1], hidden), device)
+        """[probes, hidden]: input embeddings of learned probe queries (see `kept_tokens`)"""
 
     @property
-    def max_k(self) -> int:
-        """The most tokens that one gist can have, learned and kept."""
-        return self.learned + self.config.kept
-
-    @property
-    def learned(self) -> int:
-        """The most gist tokens that are learned; what a gist has beyond them are kept tokens of the prompt."""
-        return int(self.gist_embeddings.shape[0])
-
-    def learned_columns(self, k: int) -> int:
-        """Learned gist tokens that are run for gists of at most k: all where observers stand behind and see them."""
-        return self.learned if self.config.kept else min(k, self.learned)
-
-    @property
-    def opening_tokens(self) -> int:
-        """Opening tokens that stay visible to the rest."""
-        return len(self.visible_opening_ids)
+    def placement(self) -> Placement:
+        """How this checkpoint's gists are placed."""
+        learned = int(self.gist_embeddings.shape[0])
+        return Placement(self.architecture.numbering, len(self.visible_opening_ids), learned, self.config.kept)
 
     @property
     def visible_opening_ids(self) -> list[int]:
-        """Their ids."""
+        """The template's opening tokens that stay visible to the rest."""
         return self.prompts.opening_ids if self.prompts.format.opening_visible else []
 
     @property
@@ -142,53 +132,10 @@ class Checkpoint:
     def _bare_writer(self) -> Any:
         return self.writer.get_base_model() if hasattr(self.writer, "get_base_model") else self.writer
 
-    def gist_inputs(self, tokens: Tensor, parts: Tensor, k: int) -> Tensor:
-        """The input embeddings of k gist tokens behind each prompt: [batch, k, hidden].
-
-        tokens, parts: ids and `Part`s of the prompts, opening included, [batch, N].
-        """
-        inputs = self.gist_embeddings[:k].expand(len(tokens), -1, -1)
-        if self.config.anchored:
-            anchors = anchor_ids(tokens, self.is_own(parts), k)
-            inputs = inputs + self.reader.get_input_embeddings()(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
-        return inputs.to(self.reader.dtype)
-
-    def is_own(self, parts: Tensor) -> Tensor:
-        """bool [batch, N]: which columns hold the prompt's own tokens, not padding and not the template's opening."""
-        return self._is_behind(len(self.prompts.opening_ids), parts)
-
-    def may_be_kept(self, parts: Tensor) -> Tensor:
-        """bool [batch, N]: which columns a gist can keep, those that are not visible beside it anyway."""
-        return self._is_behind(self.opening_tokens, parts)
-
-    def _is_behind(self, first: int, parts: Tensor) -> Tensor:
-        is_prompt = parts == Part.PROMPT
-        return is_prompt & (is_prompt.cumsum(dim=1) > first)
-
-    def held(self, parts: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """How many learned and how many kept tokens, both [batch], gists of at most k [batch] tokens have.
-
-        parts: of the prompts [batch, N]. Where k tokens `leaves_few` out, all are kept ones.
-        """
-        if not self.config.kept:
-            return k, torch.zeros_like(k)
-        tokens, learned = self.may_be_kept(parts).sum(dim=1), k.clamp_max(self.learned)
-        few = leaves_few(tokens, k)
-        return torch.where(few, 0, learned), torch.where(few, torch.minimum(tokens, k), k - learned)
-
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:
         """For one pass of prompt and gist tokens together."""
         return AdapterOnLast(self.writer)
-
-    @property
-    def adapts_columns(self) -> bool:
-        """Whether `adapter_on_last` is exact: where the prompt passes the bare base, in architectures whose linear
-        layers are known to take [batch, tokens, channels]. A `paper` model reads the prompt with its adapter.
-        """
-        known = self.architecture.name in TESTED or self.architecture.encodes
-        frozen_and_known = self.config.recipe == Recipe.FROZEN and known
-        return frozen_and_known or not self.adapter_on_last
 
     @cached_property
     def fingerprint(self) -> str:
@@ -199,7 +146,7 @@ class Checkpoint:
 
     @cached_property
     def adapter_fingerprint(self) -> str:
-        """Of what writes a gist: adapter, gist embeddings, shares of fitting and observers."""
+        """Of what writes a gist: adapter, gist embeddings, weights of fitting and probe queries."""
         adapter = {name.replace(".default", ""): tensor for name, tensor in adapter_weights(self.writer).items()}
         return self._adapter_fingerprint({**self._own_weights, **adapter})
 
@@ -207,8 +154,8 @@ class Checkpoint:
     def _own_weights(self) -> dict[str, Tensor]:
         own: dict[str, Tensor] = {"gist_embeddings": self.gist_embeddings}
         if self.config.kept:
-            own["fitted"] = self.fitted
-        return own | ({"observers": self.observers} if len(self.observers) else {})
+            own[FIT_WEIGHTS] = self.fit_weights
+        return own | ({PROBES: self.probe_embeddings} if len(self.probe_embeddings) else {})
 
     def _adapter_fingerprint(self, tensors: dict[str, Tensor]) -> str:
         return sha256(
@@ -311,4 +258,4 @@ def check_kept(architecture: Architecture, model: PreTrainedModel) -> None:
         )
     if architecture.window is not None:
         raise UnsupportedModelError("kept tokens may fall out of this model's sliding windows; set kept to 0")
-    check_observable(model.get_decoder())
+    check_probeable(model.get_decoder())

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gistlm.data.rows import Row
-from gistlm.gisting.kept_tokens import leaves_few
 from gistlm.gisting.kv_cache import left_pad
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part, Placement, leaves_few
 from gistlm.prompt import PromptTokenizer
 
 
@@ -160,25 +159,24 @@ class Collator:
     """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch.
 
     Where gists are not ``nested``, a longer one teaches nothing of the shorter ones, and every k is drawn. Nor does a
-    gist that `leaves_few` of a prompt's tokens that follow ``kept_from``: a smaller k is drawn in its place.
+    gist of kept tokens alone: a smaller k is drawn in its place.
     """
 
-    def __init__(
-        self, max_k: int, k: list[int] | None, seed: int, nested: bool = True, kept_from: int | None = None
-    ) -> None:
+    def __init__(self, placement: Placement, k: list[int] | None, seed: int, nested: bool = True) -> None:
+        max_k = placement.max_k
         powers = [1 << place for place in range(max_k.bit_length()) if 1 << place < max_k]
         self.choices = k or [*(powers if nested else range(1, max_k)), max_k]
         self.seed = seed
-        self.kept_from = kept_from
+        self.placement = placement
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         k = [random.Random(f"{self.seed} {item['draw']}").choice(self._choices(item["example"])) for item in items]
         return vars(collate([item["example"] for item in items], k))
 
     def _choices(self, example: Example) -> list[int]:
-        if self.kept_from is None:
+        if not self.placement.kept:
             return self.choices
-        tokens = len(example.prompt) - self.kept_from
+        tokens = len(example.prompt) - self.placement.opening
         return [k for k in self.choices if not leaves_few(tokens, k)] or [min(self.choices)]
 
 

@@ -16,7 +16,7 @@ from gistlm.data.limits import Allowed, check_fields
 from gistlm.data.sources import DataSource
 from gistlm.errors import DataError, InputError
 from gistlm.gist import DTYPES
-from gistlm.gisting.mask import Condition
+from gistlm.gisting.placement import Condition
 from gistlm.models.adapter import LoraModules
 from gistlm.models.checkpoint import CheckpointOptions
 from gistlm.models.config import Recipe

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistlm.compress import Encoded, encode_opening, encode_prompts, prompt_starts, write_gists
-from gistlm.gisting.kept_tokens import Watch, missed
-from gistlm.gisting.kv_cache import KeyValues, join_key_values, key_values_of, left_positions, repeat_key_values
-from gistlm.gisting.mask import Condition, Part
+from gistlm.compress import Encoded, encode_opening, encode_prompts, gist_inputs, place, write_gists
+from gistlm.gisting.kept_tokens import ProbedPass, attention_divergence
+from gistlm.gisting.kv_cache import KeyValues, join_key_values, key_values_of, repeat_key_values
+from gistlm.gisting.placement import Condition, Part, Placed, behind
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.transformers_compat import CACHE
 from gistlm.training.batches import Batch
@@ -34,18 +35,17 @@ class DecoderPasses:
         """The visible opening's, encoded at the first use: a model may be moved to its device before that."""
         return encode_opening(self.checkpoint)
 
-    def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Encoded]:
-        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with
-        where the rest looked if it is ``watched``.
+    def full_prompt(self, batch: Batch, last: int, probed: bool = False) -> tuple[Tensor, Encoded]:
+        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with the
+        rest's attention mass if it is ``probed``.
         """
-        h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
-        parts, positions = (whole[:, h:] for whole in self._layout(batch, 0, Condition.POSITIVE))
-        of_prompts, gist_start = positions[:, :n], positions[:, n - 1] + 1
+        h, placed = self.checkpoint.placement.opening, self._place(batch)
+        parts, positions = (whole[:, h:] for whole in self._columns(batch, placed, Condition.POSITIVE))
         tokens, parts, positions = without_gaps(parts, torch.cat([batch.prompts, batch.rests], dim=1), parts, positions)
-        cache, own = DynamicCache(), self.checkpoint.may_be_kept(parts)
-        watch = Watch(parts == Part.PROMPT, own, batch.rest_parts != Part.PAD) if watched else None
+        cache, own = DynamicCache(), behind(parts, h)
+        probe = ProbedPass(parts == Part.PROMPT, own, batch.rest_parts != Part.PAD) if probed else None
         reader = self.checkpoint.reader
-        with _fused_attention(reader), watch(reader.get_decoder()) if watch else nullcontext():
+        with _fused_attention(reader), probe(reader.get_decoder()) if probe else nullcontext():
             logits = reader(
                 tokens,
                 attention_mask=self.checkpoint.architecture.masks(
@@ -58,33 +58,32 @@ class DecoderPasses:
             ).logits
         at = _prompt_columns(batch, parts.shape[1])
         prompt = [(_of_prompts(keys, at), _of_prompts(values, at)) for keys, values in key_values_of(cache)]
-        kept = self.checkpoint.may_be_kept(batch.prompt_parts)[:, None]
-        looks = [_of_prompts(look, at) * kept for look in watch.looks] if watch else None
-        return logits, Encoded(prompt, batch.prompt_parts, of_prompts, gist_start, batch.prompts, looks)
+        own = behind(batch.prompt_parts, h)[:, None]
+        mass = [_of_prompts(each, at) * own for each in probe.mass] if probe else None
+        return logits, Encoded(prompt, batch.prompts, batch.prompt_parts, placed, mass)
 
     def encode(self, batch: Batch) -> Encoded:
         """The encoded prompts alone."""
-        learned, _ = self.checkpoint.held(batch.prompt_parts, batch.k)
         with _fused_attention(self.checkpoint.reader):
-            return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, learned == 0)
+            return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, self._place(batch))
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
-        """Keys and values of every row's gist and kept tokens, as many as the row with most has, and what its observers
-        `missed` if the rest was watched.
+        """Keys and values of every row's gist and kept tokens, as many as the row with most has, and the probe queries'
+        `attention_divergence` from the rest if its attention was recorded.
         """
-        assert torch.equal(encoded.gist_start, self._gist_start(batch)), "gists of this k number prompts otherwise"
-        _, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
-        gist, observation = write_gists(self.checkpoint, encoded, self._learned(batch), kept)
-        if observation is None or encoded.looks is None:
+        placed = self._place(batch)
+        assert torch.equal(encoded.placed.gist_start, placed.gist_start), "gists of this k number prompts otherwise"
+        gist, mass = write_gists(self.checkpoint, replace(encoded, placed=placed), self._learned(batch))
+        if mass is None or encoded.mass is None:
             return gist, None
-        return gist, missed(observation.looks, encoded.looks)
+        return gist, attention_divergence(encoded.mass, mass)
 
     def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
         """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""
         rows, width = batch.rests.shape
         k = gist[0][0].shape[2] if gist else 0
-        parts, positions = self._layout(batch, k, condition)
-        h, n = self.checkpoint.opening_tokens, batch.prompts.shape[1]
+        parts, positions = self._columns(batch, self._place(batch), condition, k)
+        h, n = self.checkpoint.placement.opening, batch.prompts.shape[1]
         without_prompt = torch.arange(parts.shape[1], device=parts.device)
         without_prompt = without_prompt[(without_prompt < h) | (without_prompt >= h + n)]
         masks = self.checkpoint.architecture.masks(
@@ -107,8 +106,8 @@ class DecoderPasses:
         opening = torch.tensor(self.checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(
             rows, -1
         )
-        gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, k)
-        parts, positions = self._layout(batch, k, condition)
+        gist = gist_inputs(self.checkpoint, batch.prompts, batch.prompt_parts, k)
+        parts, positions = self._columns(batch, self._place(batch), condition, k)
         inputs = torch.cat([embed(opening), embed(batch.prompts), gist, embed(batch.rests)], dim=1)
         inputs, parts, positions = without_gaps(parts, inputs, parts, positions)
         device = parts.device.type
@@ -126,45 +125,17 @@ class DecoderPasses:
 
     def _learned(self, batch: Batch) -> int:
         """Columns of learned gist tokens."""
-        return self.checkpoint.learned_columns(int(batch.k.max()))
+        return self.checkpoint.placement.learned_columns(int(batch.k.max()))
 
-    def _gist_start(self, batch: Batch) -> Tensor:
-        """[batch]: the position behind each prompt."""
-        lengths = (batch.prompt_parts != Part.PAD).sum(dim=1)
-        learned, _ = self.checkpoint.held(batch.prompt_parts, batch.k)
-        return prompt_starts(self.checkpoint, lengths, learned == 0) + lengths
+    def _place(self, batch: Batch) -> Placed:
+        return place(self.checkpoint, batch.prompt_parts, batch.k)
 
-    def _layout(self, batch: Batch, k: int, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Parts and positions [batch, h + N + k + R] of opening, prompt, gist and rest.
-
-        In the positive control the rest follows the prompt, in the negative control the opening.
-        """
-        rows, device = len(batch.rests), batch.rests.device
-        h = self.checkpoint.opening_tokens
-        learned, kept = self.checkpoint.held(batch.prompt_parts, batch.k)
-        gist_start = self._gist_start(batch)
-        starts = gist_start - (batch.prompt_parts != Part.PAD).sum(dim=1)
-        rest_start = {
-            Condition.GIST: gist_start + learned,
-            Condition.POSITIVE: gist_start,
-            Condition.NEGATIVE: torch.full_like(gist_start, h),
-        }[condition]
-        column = torch.arange(k, device=device)
-        from_kept = column - self._learned(batch)
-        held = torch.where(from_kept < 0, column < learned[:, None], from_kept < kept[:, None])
-        gist_parts = torch.where(held, int(Part.GIST), int(Part.PAD))
-        opening_parts = torch.full((rows, h), int(Part.OPENING), device=device)
-        parts = torch.cat([opening_parts, batch.prompt_parts, gist_parts, batch.rest_parts], dim=1)
-        positions = torch.cat(
-            [
-                torch.arange(h, device=device).expand(rows, -1),
-                left_positions(batch.prompt_parts, starts),
-                gist_start[:, None] + column,
-                left_positions(batch.rest_parts, rest_start),
-            ],
-            dim=1,
+    def _columns(self, batch: Batch, placed: Placed, condition: Condition, k: int = 0) -> tuple[Tensor, Tensor]:
+        """Parts and positions [batch, h + N + k + R] of opening, prompt, k columns of gists, and rest."""
+        learned = min(k, self._learned(batch))
+        return self.checkpoint.placement.columns(
+            batch.prompt_parts, batch.rest_parts, placed, condition, (learned, k - learned)
         )
-        return parts, positions
 
 
 def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from gistlm.compress import encode_gists
+from gistlm.compress import encode_gists, gist_inputs, place
 from gistlm.gisting.encoder_attention import encode
-from gistlm.gisting.kv_cache import KeyValues, left_positions
-from gistlm.gisting.mask import Condition, Part, cross_attention_mask
+from gistlm.gisting.kv_cache import KeyValues
+from gistlm.gisting.mask import cross_attention_mask
+from gistlm.gisting.placement import Condition, Part
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch
 
@@ -28,13 +29,11 @@ class EncoderPasses:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
-    def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, None]:
+    def full_prompt(self, batch: Batch, last: int, probed: bool = False) -> tuple[Tensor, None]:
         """The positive control: logits [batch, last, vocabulary]; prompts are encoded with their gists, so not here."""
         condition = Condition.POSITIVE
         tokens, rest_parts = _inputs(batch)
-        parts = torch.cat([batch.prompt_parts, rest_parts], dim=1)
-        rest = left_positions(rest_parts, _zeros(batch))
-        positions = torch.cat([_before_zero(batch.prompt_parts), rest], dim=1)
+        parts, positions = self._columns(batch, rest_parts, condition)
         embeddings = self._embed(torch.cat([batch.prompts, tokens], dim=1))
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last), None
@@ -43,7 +42,7 @@ class EncoderPasses:
         """Nothing: see `full_prompt`."""
 
     def write(self, encoded: None, batch: Batch) -> tuple[Gists, None]:
-        """Every row's gist of its own number of tokens; nothing observes an encoder."""
+        """Every row's gist of its own number of tokens; an encoder keeps no tokens."""
         return encode_gists(self.checkpoint, batch.prompts, batch.prompt_parts, batch.k), None
 
     def rest(self, batch: Batch, gist: Gists | None, condition: Condition, last: int) -> Tensor:
@@ -51,9 +50,8 @@ class EncoderPasses:
         key_values, gist_states = gist or ([], None)
         width = 0 if gist_states is None else gist_states.shape[1]
         tokens, rest_parts = _inputs(batch)
-        parts = torch.cat([_gist_parts(batch, width), rest_parts], dim=1)
-        starts = batch.k if width else _zeros(batch)
-        positions = torch.cat([_columns(batch, width), left_positions(rest_parts, starts)], dim=1)
+        n = batch.prompts.shape[1]
+        parts, positions = (each[:, n:] for each in self._columns(batch, rest_parts, condition, width))
         states, _ = encode(self._encoder, self._embed(tokens), parts, positions, condition, key_values)
         if gist_states is not None:
             states = torch.cat([gist_states, states], dim=1)
@@ -62,15 +60,17 @@ class EncoderPasses:
     def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
         """The paper's form, in one pass: logits [batch, last, vocabulary]."""
         width = int(batch.k.max())
-        gist = self.checkpoint.gist_inputs(batch.prompts, batch.prompt_parts, width)
+        gist = gist_inputs(self.checkpoint, batch.prompts, batch.prompt_parts, width)
         tokens, rest_parts = _inputs(batch)
-        parts = torch.cat([batch.prompt_parts, _gist_parts(batch, width), rest_parts], dim=1)
-        starts = batch.k if condition == Condition.GIST else _zeros(batch)
-        rest = left_positions(rest_parts, starts)
-        positions = torch.cat([_before_zero(batch.prompt_parts), _columns(batch, width), rest], dim=1)
+        parts, positions = self._columns(batch, rest_parts, condition, width)
         embeddings = torch.cat([self._embed(batch.prompts), gist, self._embed(tokens)], dim=1)
         states, _ = encode(self._encoder, embeddings, parts, positions, condition)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last)
+
+    def _columns(self, batch: Batch, rest_parts: Tensor, condition: Condition, width: int = 0) -> tuple[Tensor, Tensor]:
+        """Parts and positions [batch, N + width + R] of prompt, gist and rest."""
+        placed = place(self.checkpoint, batch.prompt_parts, batch.k)
+        return self.checkpoint.placement.columns(batch.prompt_parts, rest_parts, placed, condition, (width, 0))
 
     @property
     def _encoder(self) -> Any:
@@ -104,22 +104,3 @@ def _inputs(batch: Batch) -> tuple[Tensor, Tensor]:
     parts = batch.rest_parts.gather(1, column.clamp_min(0)).masked_fill(column < 0, int(Part.PAD))
     longest = int((parts != Part.PAD).sum(dim=1).max())
     return batch.rests.gather(1, column.clamp_min(0))[:, -longest:], parts[:, -longest:]
-
-
-def _gist_parts(batch: Batch, width: int) -> Tensor:
-    """[batch, width]: each row's gist tokens, padded on the right."""
-    return torch.where(_columns(batch, width) < batch.k[:, None], int(Part.GIST), int(Part.PAD))
-
-
-def _columns(batch: Batch, width: int) -> Tensor:
-    """[batch, width]: the positions of gist tokens."""
-    return torch.arange(width, device=batch.k.device).expand(len(batch.k), -1)
-
-
-def _before_zero(parts: Tensor) -> Tensor:
-    """[batch, N]: positions of left-padded prompts, which end before zero."""
-    return left_positions(parts, -(parts != Part.PAD).sum(dim=1))
-
-
-def _zeros(batch: Batch) -> Tensor:
-    return torch.zeros_like(batch.k)

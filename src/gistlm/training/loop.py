@@ -23,7 +23,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from gistlm.errors import ModelError
 from gistlm.files import write_atomically
-from gistlm.gisting.mask import Condition
+from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.config import Recipe
 from gistlm.training import saves
@@ -38,7 +38,7 @@ from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-LEARNED = ("gist_embeddings", "fitted", "observers")
+LEARNED = ("gist_embeddings", "fit_weights", "probe_embeddings")
 """A checkpoint's own weights, beside its models'."""
 
 
@@ -190,13 +190,7 @@ def train(
         model=objective,
         args=arguments,
         train_dataset=tokens.training,
-        data_collator=Collator(
-            config.max_k,
-            config.k,
-            config.seed,
-            nested=not checkpoint.architecture.encodes,
-            kept_from=checkpoint.opening_tokens if config.kept else None,
-        ),
+        data_collator=Collator(checkpoint.placement, config.k, config.seed, nested=not checkpoint.architecture.encodes),
         callbacks=[measure, *(callbacks or [] if arguments.should_save else [])],
     )
     trainer.data_hash = tokens.data_hash

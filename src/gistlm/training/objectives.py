@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gistlm.gisting.kv_cache import left_pad
-from gistlm.gisting.mask import Condition, Part
+from gistlm.gisting.placement import Condition, Part
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch
 from gistlm.training.decoder_passes import DecoderPasses
@@ -30,14 +30,14 @@ class Passes(Protocol):
 
     checkpoint: Checkpoint
 
-    def full_prompt(self, batch: Batch, last: int, watched: bool = False) -> tuple[Tensor, Any]:
-        """Under the full prompt, and the encoded prompts, with where the rest looked if it is ``watched``."""
+    def full_prompt(self, batch: Batch, last: int, probed: bool = False) -> tuple[Tensor, Any]:
+        """Under the full prompt, and the encoded prompts, with the rest's attention mass if it is ``probed``."""
 
     def encode(self, batch: Batch) -> Any:
         """The encoded prompts alone."""
 
     def write(self, encoded: Any, batch: Batch) -> tuple[Any, Tensor | None]:
-        """Gists from encoded prompts, and what their observers missed if the rest was watched."""
+        """Gists from encoded prompts, and the probe queries' `attention_divergence` if the rest was probed."""
 
     def rest(self, batch: Batch, gist: Any, condition: Condition, last: int) -> Tensor:
         """Over gists, or over nothing where ``gist`` is None."""
@@ -76,7 +76,7 @@ class Weights:
     """Of the cross-entropy of the prompt itself, read out of the gist."""
 
     observation: float = 0.0
-    """Of what the observers of kept tokens miss (see `observe.missed`)."""
+    """Of the probe queries' `attention_divergence` from the rest, where tokens are kept."""
 
     @property
     def train_something(self) -> bool:
@@ -92,11 +92,11 @@ def frozen_loss(passes: Passes, batch: Batch, share: Weights, teacher: FullPromp
     targets, weights = batch.targets(share.input)
     last = targets.shape[1]
     with torch.no_grad():
-        watched = share.observation > 0
-        taught, encoded = teacher(batch, weights, watched) if teacher else passes.full_prompt(batch, last, watched)
-    gist, missed = passes.write(encoded, batch)
+        probed = share.observation > 0
+        taught, encoded = teacher(batch, weights, probed) if teacher else passes.full_prompt(batch, last, probed)
+    gist, attention = passes.write(encoded, batch)
     student = passes.rest(batch, gist, Condition.GIST, last)
-    loss = torch.zeros((), device=student.device) if missed is None else share.observation * missed
+    loss = torch.zeros((), device=student.device) if attention is None else share.observation * attention
     if share.distillation:
         loss = loss + share.distillation * weighted_mean(divergence(taught, student, weights), weights)
     targets, outputs = batch.targets(0.0)

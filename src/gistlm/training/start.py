@@ -11,7 +11,7 @@ from torch import nn
 from gistlm.errors import InputError
 from gistlm.models.adapter import LoraModules, adapter_weights
 from gistlm.models.catalog import load_checkpoint
-from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.checkpoint import FIT_WEIGHTS, PROBES, Checkpoint
 from gistlm.models.embeddings import Initial, initial_embeddings
 from gistlm.models.loading import check_device
 from gistlm.training.config import TrainConfig
@@ -46,11 +46,13 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
             tensor.requires_grad_(True)
     made.gist_embeddings.data = made.gist_embeddings.data.float()
     made.gist_embeddings.requires_grad_(True)
-    made.fitted.requires_grad_(bool(config.kept))
-    if config.observers > len(made.observers):
-        more = initial_embeddings(made.reader, config.observers, config.seed, Initial.WORDS)[len(made.observers) :]
-        made.observers.data = torch.cat([made.observers.data, more.float()])
-    made.observers.requires_grad_(bool(config.observers))
+    made.fit_weights.requires_grad_(bool(config.kept))
+    if config.observers > len(made.probe_embeddings):
+        more = initial_embeddings(made.reader, config.observers, config.seed, Initial.WORDS)[
+            len(made.probe_embeddings) :
+        ]
+        made.probe_embeddings.data = torch.cat([made.probe_embeddings.data, more.float()])
+    made.probe_embeddings.requires_grad_(bool(config.observers))
     return made
 
 
@@ -112,15 +114,13 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     for name, (given, own) in wanted.items():
         if given != own:
             raise InputError(f"start: {config.start} has {name}={own}, the recipe {name}={given}; make them equal")
-    learned = config.max_k - config.kept
-    if learned > found.learned:
+    learned, own, probes = config.max_k - config.kept, found.placement.learned, len(found.probe_embeddings)
+    if learned > own:
+        raise InputError(f"start: {config.start} has {own} learned gist tokens, the recipe {learned}; lower max_k")
+    if config.kept and probes > config.observers:
         raise InputError(
-            f"start: {config.start} has {found.learned} learned gist tokens, the recipe {learned}; lower max_k"
-        )
-    if config.kept and len(found.observers) > config.observers:
-        raise InputError(
-            f"start: {config.start} has {len(found.observers)} learned observers, the recipe {config.observers}; "
-            f"give observers: {len(found.observers)} or more"
+            f"start: {config.start} has {probes} learned observers, the recipe {config.observers}; "
+            f"give observers: {probes} or more"
         )
     found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
     return Checkpoint(
@@ -129,5 +129,5 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
         found.writer,
         found.gist_embeddings,
         found.prompts,
-        {"fitted": found.fitted, "observers": found.observers} if config.kept and found.config.kept else None,
+        {FIT_WEIGHTS: found.fit_weights, PROBES: found.probe_embeddings} if config.kept and found.config.kept else None,
     )

@@ -2,8 +2,8 @@
 base, need not ask it again. Knows nothing of losses.
 
 Kept of a row are the states from which the model's head makes the logits of its targets (the logits would take as many
-times the room as a vocabulary has more entries than a state), and where its rest looked. The file's name is a hash of
-the base, the row's tokens and what is kept.
+times the room as a vocabulary has more entries than a state), and its rest's attention mass. The file's name is a hash
+of the base, the row's tokens and what is kept.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch import Tensor
 from gistlm.compress import gist_layers
 from gistlm.errors import InputError, UnsupportedModelError
 from gistlm.files import reason, remove_abandoned, sha256, write_atomically
-from gistlm.gisting.mask import Part
+from gistlm.gisting.placement import Part
 from gistlm.training.batches import Batch
 from gistlm.training.distributed import shares_weights
 from gistlm.training.objectives import Passes
 
-_STATES, _LOOKS, _DIGEST = "states", "looks", "sha256"
+_STATES, _MASS, _DIGEST = "states", "looks", "sha256"
 _PROBE = ".writable"
 """Written and removed when a run begins."""
 
@@ -57,31 +57,31 @@ class Teacher:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise self._unwritable(error) from error
 
-    def __call__(self, batch: Batch, weights: Tensor, watched: bool) -> tuple[Tensor, Any]:
+    def __call__(self, batch: Batch, weights: Tensor, probed: bool) -> tuple[Tensor, Any]:
         """As `Passes.full_prompt`, for the targets whose weights [batch, last] are not zero; other logits mean nothing.
         The pass is run if one of the rows is new. Takes no gradients.
         """
         counts = (weights > 0).sum(dim=1).tolist()
         lengths = (batch.prompt_parts != Part.PAD).sum(dim=1).tolist()
-        paths = self._paths(batch, counts, watched)
+        paths = self._paths(batch, counts, probed)
         found = [
-            self._read(path, count, length if watched else None)
+            self._read(path, count, length if probed else None)
             for path, count, length in zip(paths, counts, lengths, strict=True)
         ]
         known = [tensors for tensors in found if tensors]
         if len(known) == len(found):
             return self._recall(batch, weights.shape[1], known)
         with self._head_inputs() as inputs:
-            logits, encoded = self.passes.full_prompt(batch, weights.shape[1], watched)
+            logits, encoded = self.passes.full_prompt(batch, weights.shape[1], probed)
         self._check(inputs, logits)
         states = inputs[-1].cpu()
-        looks = torch.cat([look.cpu() for look in encoded.looks], dim=1) if watched else None
+        mass = torch.cat([each.cpu() for each in encoded.mass], dim=1) if probed else None
         for row, path in enumerate(paths):
             if found[row]:
                 continue
             tensors = {_STATES: states[row, states.shape[1] - counts[row] :]}
-            if looks is not None:
-                tensors[_LOOKS] = looks[row, :, looks.shape[2] - lengths[row] :]
+            if mass is not None:
+                tensors[_MASS] = mass[row, :, mass.shape[2] - lengths[row] :]
             self._write(path, {name: tensor.contiguous() for name, tensor in tensors.items()})
         return logits, encoded
 
@@ -90,9 +90,9 @@ class Teacher:
         device, width = batch.rests.device, batch.prompts.shape[1]
         padded = [F.pad(each[_STATES], (0, 0, last - len(each[_STATES]), 0)) for each in known]
         encoded = self.passes.encode(batch)
-        if _LOOKS in known[0]:
-            looks = torch.stack([F.pad(each[_LOOKS], (width - each[_LOOKS].shape[1], 0)) for each in known]).to(device)
-            encoded = replace(encoded, looks=list(torch.split(looks, self._heads, dim=1)))
+        if _MASS in known[0]:
+            mass = torch.stack([F.pad(each[_MASS], (width - each[_MASS].shape[1], 0)) for each in known]).to(device)
+            encoded = replace(encoded, mass=list(torch.split(mass, self._heads, dim=1)))
         return self._head(torch.stack(padded).to(device)), encoded
 
     def _check(self, inputs: list[Tensor], logits: Tensor) -> None:
@@ -108,13 +108,13 @@ class Teacher:
             )
 
     def _read(self, path: Path, count: int, length: int | None) -> dict[str, Tensor] | None:
-        """A row's states of ``count`` targets, and where its rest looked in a prompt of ``length`` if one is given.
+        """A row's states of ``count`` targets, and its rest's attention mass in a prompt of ``length`` if one is given.
 
         None where there is no such file, or one that is damaged or holds something else: the row is run again.
         """
         shapes = {_STATES: [count, self._head.weight.shape[1]]}
         if length is not None:
-            shapes[_LOOKS] = [sum(self._heads), length]
+            shapes[_MASS] = [sum(self._heads), length]
         try:
             with safe_open(path, "pt") as file:
                 if any(file.get_slice(name).get_shape() != shape for name, shape in shapes.items()):
@@ -123,7 +123,7 @@ class Teacher:
                 digest = (file.metadata() or {}).get(_DIGEST)
         except (OSError, SafetensorError):
             return None
-        dtypes = {_STATES: self._head.weight.dtype, _LOOKS: torch.float32}
+        dtypes = {_STATES: self._head.weight.dtype, _MASS: torch.float32}
         fits = all(tensor.dtype == dtypes[name] for name, tensor in tensors.items())
         return tensors if fits and digest == _digest(tensors) else None
 
@@ -133,8 +133,8 @@ class Teacher:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _paths(self, batch: Batch, counts: list[int], watched: bool) -> list[Path]:
-        """Each row's file: another one for each number of targets, and where the rest is watched."""
+    def _paths(self, batch: Batch, counts: list[int], probed: bool) -> list[Path]:
+        """Each row's file: another one for each number of targets, and with attention mass."""
         rows = zip(
             *(each.tolist() for each in (batch.prompts, batch.prompt_parts, batch.rests, batch.rest_parts)),
             batch.output_lengths.tolist(),
@@ -145,7 +145,7 @@ class Teacher:
             sha256(
                 self._model,
                 json.dumps([prompt[parts.count(Part.PAD) :], rest[rest_parts.count(Part.PAD) :]]).encode(),
-                json.dumps([output, count, watched]).encode(),
+                json.dumps([output, count, probed]).encode(),
             )
             for prompt, parts, rest, rest_parts, output, count in rows
         ]
@@ -156,7 +156,7 @@ class Teacher:
         """What the states depend on beside the row."""
         checkpoint = self.passes.checkpoint
         config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
-        known = [checkpoint.config.base_fingerprint, str(checkpoint.reader.dtype), config, checkpoint.opening_tokens]
+        known = [checkpoint.config.base_fingerprint, str(checkpoint.reader.dtype), config, checkpoint.placement.opening]
         return json.dumps(known, sort_keys=True, default=str).encode()
 
     @cached_property

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from gistlm.compress import place
 from gistlm.files import sha256, write_atomically
-from gistlm.gisting.mask import Condition
+from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch, Examples, collate
 from gistlm.training.config import TrainConfig
@@ -134,8 +135,7 @@ def _hash(tensor: Tensor) -> str:
 
 def _kept_alone(checkpoint: Checkpoint, batch: Batch) -> Tensor:
     """bool [batch]: whose gists have no learned token."""
-    learned, _ = checkpoint.held(batch.prompt_parts, batch.k)
-    return learned == 0
+    return place(checkpoint, batch.prompt_parts, batch.k).learned == 0
 
 
 def _batches(checkpoint: Checkpoint, examples: Examples) -> Iterator[Batch]:

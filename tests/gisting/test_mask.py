@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistlm.gisting import mask
-from gistlm.gisting.mask import Condition, Part, additive, cross_attention_mask, decoder_mask, encoder_mask
+from gistlm.gisting.mask import additive, cross_attention_mask, decoder_mask, encoder_mask
+from gistlm.gisting.placement import Condition, Part
 
 LETTERS = {"o": Part.OPENING, "p": Part.PROMPT, "g": Part.GIST, "r": Part.REST, "-": Part.PAD}
 

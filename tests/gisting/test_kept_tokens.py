@@ -22,9 +22,8 @@ from gistlm.engines.base import Request, Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
-from gistlm.gisting.kept_tokens import Look, Observation, Watch, check_observable, fit, missed
-from gistlm.gisting.mask import Part
-from gistlm.gisting.placement import READ_AGAIN
+from gistlm.gisting.kept_tokens import KeepingPass, Probe, ProbedPass, attention_divergence, check_probeable, fit
+from gistlm.gisting.placement import READ_AGAIN, Part
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.transformers_compat import CACHE
 from gistlm.training.batches import collate, tokenize
@@ -131,30 +130,30 @@ def test_choosing_leaves_the_model_as_it_was() -> None:
     compress(KEEPING, ["some words of 5 letters"], 9)
     assert [config._attn_implementation for config in configs] == before
     prompt = torch.ones(1, 3, dtype=torch.bool)
-    watch = Watch(prompt, prompt, torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(ZeroDivisionError), watch(KEEPING.writer_decoder):
+    keeping = ProbedPass(prompt, prompt, torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ZeroDivisionError), keeping(KEEPING.writer_decoder):
         _ = 1 / 0
     assert [config._attn_implementation for config in configs] == before
 
 
-def test_the_order_of_what_is_kept_follows_the_observers_attention() -> None:
-    """One head, one observer that points along the keys' only dimension: larger keys get more."""
-    prompt, observers = torch.tensor([[False, True, True, True]]), torch.tensor([[False, True]])
+def test_the_order_of_kept_tokens_follows_the_attention_of_the_probe_queries() -> None:
+    """One head, one probe query that points along the keys' only dimension: larger keys get more."""
+    prompt, probes = torch.tensor([[False, True, True, True]]), torch.tensor([[False, True]])
     keys = torch.tensor([9.0, 1.0, 3.0, 2.0, 0.0, 0.0]).view(1, 1, 6, 1)
     queries = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, 1.0]).view(1, 1, 6, 1)
     for own, kept in ((prompt, [3.0, 2.0, 1.0]), (torch.tensor([[False, False, True, True]]), [3.0, 2.0])):
-        watch = Observation(prompt, own, observers, 0, torch.tensor([len(kept)]), torch.zeros(2, 2))
-        watch.see(queries, keys, keys, None)
+        keeping = KeepingPass(prompt, own, probes, 0, torch.tensor([len(kept)]), torch.zeros(2, 2))
+        keeping.see(queries, keys, keys, None)
         shares = torch.tensor([1.0, 3.0, 2.0]).softmax(0) * own[0, 1:]
-        torch.testing.assert_close(watch.looks[0][0, 0, 1:], shares)
-        assert watch.gists[0][0].flatten().tolist() == watch.gists[0][1].flatten().tolist() == kept
+        torch.testing.assert_close(keeping.mass[0][0, 0, 1:], shares)
+        assert keeping.gists[0][0].flatten().tolist() == keeping.gists[0][1].flatten().tolist() == kept
 
 
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 4), st.integers(0, 6))
 def test_the_fitted_token_scores_and_answers_as_what_is_not_kept_of_the_prompt(
     seed: int, own: int, padding: int, kept: int
 ) -> None:
-    """Against weighted least squares with a row for every query of every observer, solved head by head."""
+    """Against weighted least squares with a row for every query of every probe, solved head by head."""
     generator = torch.Generator().manual_seed(seed)
     size, kv_heads, group, opening, width = 6, 2, 3, 2, 5
     kept = min(kept, own)
@@ -162,10 +161,10 @@ def test_the_fitted_token_scores_and_answers_as_what_is_not_kept_of_the_prompt(
     query, key = (torch.randn(1, heads, n + 1 + width, size, generator=generator) for heads in (6, 2))
     value = torch.randn(1, kv_heads, n + 1 + width, 4, generator=generator)
     is_prompt, is_own = torch.arange(n)[None] >= padding, torch.arange(n)[None] >= padding + opening
-    observers = torch.tensor([[False, True, True, True, True]])
-    watch = Observation(is_prompt, is_own, observers, 1, torch.tensor([kept]), torch.ones(2, 2))
-    watch.see(query, key, value, 0.3)
-    ((keys, values),) = watch.gists
+    probes = torch.tensor([[False, True, True, True, True]])
+    keeping = KeepingPass(is_prompt, is_own, probes, 1, torch.tensor([kept]), torch.ones(2, 2))
+    keeping.see(query, key, value, 0.3)
+    ((keys, values),) = keeping.gists
     assert keys.shape == (1, kv_heads, 1 + kept, size)
     for head in range(kv_heads):
         rows = query[0, head * group : (head + 1) * group, -4:].reshape(-1, size) * 0.3
@@ -190,8 +189,8 @@ def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer()
     made = {}
     for fitted in (0.0, 1.0):
         checkpoint = tiny_checkpoint(max_k=64, kept=60, anchored=True)
-        checkpoint.fitted.data[:] = 0
-        checkpoint.fitted.data[1] = fitted
+        checkpoint.fit_weights.data[:] = 0
+        checkpoint.fit_weights.data[1] = fitted
         made[fitted] = compress(checkpoint, [prompt], 9)[0]
     (keys, other_keys), (values, other_values) = (
         [torch.stack(getattr(gist, side)) for gist in made.values()] for side in ("keys", "values")
@@ -206,7 +205,7 @@ def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer()
 
 
 def test_the_first_of_several_learned_tokens_are_a_gist_where_nothing_is_kept() -> None:
-    """They are fitted by observers that see all learned tokens, whatever k."""
+    """They are fitted by probe queries that see all learned tokens, whatever k."""
     prompts = [random_text(torch.Generator().manual_seed(length), length) for length in (40, 70)]
     for longest in compress(KEEPING, prompts, LEARNED):
         assert longest.nested and not longest.provenance.kept
@@ -235,17 +234,17 @@ def test_training_fits_a_row_s_gist_as_compression_does_whatever_its_batch() -> 
                 torch.testing.assert_close(made[row, :, first : first + gist.k], own, atol=1e-5, rtol=0)
 
 
-def test_fitting_can_be_learned_by_the_observers_too() -> None:
+def test_fitting_can_be_learned_by_the_probe_queries_too() -> None:
     made = {name: torch.randn(2, 1, size, 4, requires_grad=True) for name, size in (("key", 1), ("value", 1), ("q", 3))}
     keys, own = torch.randn(2, 1, 5, 4), torch.ones(2, 1, 5, dtype=torch.bool)
     shares = torch.full((2,), 0.5, requires_grad=True)
-    look = Look.at(made["q"], keys, own[:, 0], torch.ones(2, 3, dtype=torch.bool))
-    sides = fit((made["key"], made["value"]), shares, look, keys, own)
+    probe = Probe.at(made["q"], keys, own[:, 0], torch.ones(2, 3, dtype=torch.bool))
+    sides = fit((made["key"], made["value"]), shares, probe, keys, own)
     (sides[0].square().sum() + sides[1].square().sum()).backward()
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (*made.values(), shares))
 
 
-def test_a_model_that_is_set_to_plain_products_attends_by_them_while_it_is_watched(
+def test_a_model_that_is_set_to_plain_products_attends_by_them_while_it_is_probed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = tiny_checkpoint(max_k=14, kept=10)
@@ -265,9 +264,9 @@ def test_a_model_that_is_set_to_plain_products_attends_by_them_while_it_is_watch
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("probed", [True, False])
 def test_what_takes_no_gradients_attends_by_torchs_own_function_and_says_the_same(
-    monkeypatch: pytest.MonkeyPatch, watched: bool
+    monkeypatch: pytest.MonkeyPatch, probed: bool
 ) -> None:
     checkpoint = tiny_checkpoint(max_k=14, kept=10)
     rows = [Row("a prompt of some more words", "what?", "an answer"), Row("short", "and what is it?", "no")]
@@ -277,11 +276,11 @@ def test_what_takes_no_gradients_attends_by_torchs_own_function_and_says_the_sam
     checkpoint.reader.set_attn_implementation("eager")
     config = checkpoint.reader.get_decoder().config
     with torch.no_grad():
-        logits, encoded = passes.full_prompt(batch, 3, watched)
+        logits, encoded = passes.full_prompt(batch, 3, probed)
         alone = passes.encode(batch)
         assert not plain.called and config._attn_implementation == "eager"
         config.attn_logit_softcapping = 1e9  # plain products alone know it
-        same_logits, same = passes.full_prompt(batch, 3, watched)
+        same_logits, same = passes.full_prompt(batch, 3, probed)
         assert plain.called and config._attn_implementation == "eager"
     torch.testing.assert_close(logits, same_logits, atol=1e-5, rtol=0)
     for tensors in (encoded, alone):
@@ -289,21 +288,21 @@ def test_what_takes_no_gradients_attends_by_torchs_own_function_and_says_the_sam
             shown = (batch.prompt_parts != Part.PAD)[:, None, :, None]
             torch.testing.assert_close(one[0] * shown, other[0] * shown, atol=1e-5, rtol=0)
             torch.testing.assert_close(one[1] * shown, other[1] * shown, atol=1e-5, rtol=0)
-    for look, other in zip(encoded.looks or [], same.looks or [], strict=True):
-        torch.testing.assert_close(look, other, atol=1e-5, rtol=0)
+    for probe, other in zip(encoded.mass or [], same.mass or [], strict=True):
+        torch.testing.assert_close(probe, other, atol=1e-5, rtol=0)
 
 
-def test_observers_miss_nothing_when_they_look_where_the_rest_does() -> None:
+def test_probe_queries_that_attend_as_the_rest_does_have_no_divergence() -> None:
     rest = [torch.tensor([[[0.1, 0.2, 0.1, 0.0]]])] * 2
-    observers = [torch.tensor([[[0.2, 0.4, 0.2, 0.0]]])] * 2
-    assert float(missed(observers, rest)) == pytest.approx(0, abs=1e-6)
-    observers[1] = torch.tensor([[[0.4, 0.2, 0.2, 0.0]]])
+    probes = [torch.tensor([[[0.2, 0.4, 0.2, 0.0]]])] * 2
+    assert float(attention_divergence(rest, probes)) == pytest.approx(0, abs=1e-6)
+    probes[1] = torch.tensor([[[0.4, 0.2, 0.2, 0.0]]])
     expected = 0.25 * math.log(0.25 / 0.5) + 0.5 * math.log(0.5 / 0.25)
-    assert float(missed(observers, rest)) == pytest.approx(expected / 2, abs=1e-6)
+    assert float(attention_divergence(rest, probes)) == pytest.approx(expected / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("opening_visible", [True, False])
-def test_where_the_rest_looks_is_seen_alike_whatever_the_batch(opening_visible: bool) -> None:
+def test_attention_mass_of_the_rest_is_the_same_in_any_batch(opening_visible: bool) -> None:
     """The full prompt's pass has no padding between a prompt and its rest; what is seen is put back in place."""
     checkpoint = tiny_checkpoint(max_k=14, kept=10, opening_visible=opening_visible)
     generator = torch.Generator().manual_seed(4)
@@ -311,19 +310,19 @@ def test_where_the_rest_looks_is_seen_alike_whatever_the_batch(opening_visible: 
     examples = [tokenize(row, checkpoint.prompts) for row in rows]
     passes = passes_of(checkpoint)
     with torch.no_grad():
-        _, both = passes.full_prompt(collate(examples, [2, 2]), 3, watched=True)
-        alone = [passes.full_prompt(collate([example], [2]), 3, watched=True)[1] for example in examples]
+        _, both = passes.full_prompt(collate(examples, [2, 2]), 3, probed=True)
+        alone = [passes.full_prompt(collate([example], [2]), 3, probed=True)[1] for example in examples]
     for row, one in enumerate(alone):
         n = one.tokens.shape[1]
         for sides, wanted in zip(both.key_values, one.key_values, strict=True):
             for side, own in zip(sides, wanted, strict=True):
                 torch.testing.assert_close(side[row, :, -n:], own[0], atol=1e-5, rtol=0)
-        for seen, wanted in zip(both.looks, one.looks, strict=True):
+        for seen, wanted in zip(both.mass, one.mass, strict=True):
             torch.testing.assert_close(seen[row, :, -n:], wanted[0], atol=1e-5, rtol=0)
             assert not seen[row, :, :-n].any()
 
 
-def test_observers_are_a_prompts_last_tokens_and_learned_ones_or_the_template_of_an_empty_input() -> None:
+def test_probe_queries_are_a_prompts_last_tokens_and_learned_ones_or_the_template_of_an_empty_input() -> None:
     assert READ_AGAIN == 8
     ids: list[list[int]] = []
     embed = KEEPING.reader.get_input_embeddings()
@@ -334,20 +333,20 @@ def test_observers_are_a_prompts_last_tokens_and_learned_ones_or_the_template_of
     last = KEEPING.prompts.prompt_ids(prompt)[-8:]
     assert last in ids
     taught = tiny_checkpoint(max_k=64, kept=60, anchored=True)
-    taught.observers.data = embed(torch.tensor(KEEPING.prompts.rest_ids(""))).detach()
+    taught.probe_embeddings.data = embed(torch.tensor(KEEPING.prompts.rest_ids(""))).detach()
     one, other = compress(KEEPING, [prompt], 9)[0], compress(taught, [prompt], 9)[0]
     for tensor, same in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
         torch.testing.assert_close(tensor, same)
-    taught.observers.data = taught.observers.data[:1]
+    taught.probe_embeddings.data = taught.probe_embeddings.data[:1]
     assert not torch.equal(compress(taught, [prompt], 9)[0].keys[1], other.keys[1])
 
 
-def test_a_model_whose_attention_cannot_be_watched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_attention_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = KEEPING.reader.get_decoder()
-    check_observable(decoder)
+    check_probeable(decoder)
     monkeypatch.setattr(type(decoder), "_supports_sdpa", False)
     with pytest.raises(UnsupportedModelError, match="LlamaModel does not use; set kept to 0"):
-        check_observable(decoder)
+        check_probeable(decoder)
 
 
 @pytest.mark.parametrize(
@@ -363,32 +362,37 @@ def test_kept_must_be_a_number_within_bounds(tiny_saved: Path, kept: object, mat
 def test_a_checkpoint_comes_back_with_what_it_keeps(tiny_saved: Path) -> None:
     prompt = "a prompt of some more words than 5 and a few"
     checkpoint = Checkpoint.load(tiny_saved, device="cpu")
-    plain = GistModel(checkpoint).compress(prompt, checkpoint.max_k)
+    plain = GistModel(checkpoint).compress(prompt, checkpoint.placement.max_k)
     record = json.loads((tiny_saved / "gistlm.json").read_text())
     (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
     keeping = Checkpoint.load(tiny_saved, device="cpu")
-    assert (keeping.max_k, keeping.learned) == (checkpoint.max_k + 5, checkpoint.max_k)
-    gist = GistModel(keeping).compress(prompt, keeping.max_k)
+    assert (keeping.placement.max_k, keeping.placement.learned) == (
+        checkpoint.placement.max_k + 5,
+        checkpoint.placement.max_k,
+    )
+    gist = GistModel(keeping).compress(prompt, keeping.placement.max_k)
     assert gist.provenance.kept == 5 and gist.provenance.adapter != plain.provenance.adapter
-    learned = slice(1, checkpoint.max_k)
+    learned = slice(1, checkpoint.placement.max_k)
     torch.testing.assert_close(gist.keys[1][:, learned], plain.keys[1][:, 1:], atol=1e-5, rtol=0)
 
 
-def test_a_checkpoint_comes_back_with_its_fitting_and_its_observers(tiny_saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_comes_back_with_its_fitting_and_its_probe_queries(tiny_saved: Path, tmp_path: Path) -> None:
     record = json.loads((tiny_saved / "gistlm.json").read_text())
     (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
     made = Checkpoint.load(tiny_saved, device="cpu")
     layers = made.architecture.layers
-    assert torch.equal(made.fitted, torch.full((layers, 2), 0.5))
+    assert torch.equal(made.fit_weights, torch.full((layers, 2), 0.5))
     before = made.adapter_fingerprint
     made.save_pretrained(tmp_path / "same")
     assert "fitted" in load_file(tmp_path / "same" / "gist_embeddings.safetensors")
     assert Checkpoint.load(tmp_path / "same", device="cpu").adapter_fingerprint == before
-    made.fitted.data[:] = torch.tensor([0.25, -0.75])
-    made.observers.data = torch.randn(3, made.gist_embeddings.shape[1])
+    made.fit_weights.data[:] = torch.tensor([0.25, -0.75])
+    made.probe_embeddings.data = torch.randn(3, made.gist_embeddings.shape[1])
     made.save_pretrained(tmp_path / "again")
     found = Checkpoint.load(tmp_path / "again", device="cpu")
-    assert torch.equal(found.fitted, made.fitted) and torch.equal(found.observers, made.observers)
+    assert torch.equal(found.fit_weights, made.fit_weights) and torch.equal(
+        found.probe_embeddings, made.probe_embeddings
+    )
     assert found.adapter_fingerprint != before
     tensors = load_file(tmp_path / "again" / "gist_embeddings.safetensors")
     for name, wrong in (("fitted", torch.zeros(layers + 1, 2)), ("observers", torch.zeros(2, 3))):
@@ -398,7 +402,7 @@ def test_a_checkpoint_comes_back_with_its_fitting_and_its_observers(tiny_saved: 
     record = json.loads((tmp_path / "again" / "gistlm.json").read_text())
     (tmp_path / "again" / "gistlm.json").write_text(json.dumps({**record, "kept": 0}))
     without = Checkpoint.load(tmp_path / "again", device="cpu")  # what nothing uses is not read
-    assert len(without.fitted) == len(without.observers) == 0
+    assert len(without.fit_weights) == len(without.probe_embeddings) == 0
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "t5"])
