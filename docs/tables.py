@@ -48,7 +48,7 @@ def train_options() -> str:
 
 def data_options() -> str:
     """Fields of DataSource."""
-    return options(SOURCE / "training" / "data.py", "DataSource")
+    return options(SOURCE / "data" / "sources.py", "DataSource")
 
 
 def options(path: Path, name: str) -> str:
@@ -102,7 +102,7 @@ def module_file(module: str) -> Path | None:
 
 def architectures() -> str:
     """The architectures whose exactness is tested."""
-    tree = ast.parse((SOURCE / "architecture.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "models" / "architecture.py").read_text(encoding="utf-8"))
     tested = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.value
                   and ast.unparse(node.target) == "TESTED")  # fmt: skip
     rows = [[f"`{name}`", numbering] for name, numbering in ast.literal_eval(tested).items()]

@@ -19,7 +19,7 @@ from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.results import label, read_results
 from gistlm.evaluation.statistics import compressed_rows, leads, pooled_gap, row_counts, row_sums, row_weights
 from gistlm.files import write_atomically
-from gistlm.gisting.kept_tokens import FEW, FEW_PART
+from gistlm.gisting.placement import FEW, FEW_PART
 from gistlm.models.config import CONFIG
 
 FILES = (CONFIG, "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.gist import Gist
-from gistlm.gist_file import MAX_FILE_BYTES
+from gistlm.gist_file import MAX_FILE_BYTES, VERSIONS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 GIST = make_gist(k=2, layers=1, width=1)
@@ -58,8 +58,11 @@ def test_ids_are_equal_for_equal_gists_and_only_for_them(seed: int, k: int, dtyp
 
 def test_an_id_does_not_change_from_one_gistlm_to_the_next() -> None:
     tensors = tuple(torch.arange(6.0).reshape(1, 2, 3) + layer for layer in range(2))
-    gist = Gist(tensors, tensors, make_info())
-    assert gist.id == "c492f2a9708347148e495385fdc6568a97e9dc55c25eb6dcb7345affc4360803"
+    ids = {version: Gist(tensors, tensors, make_info(version=version)).id for version in VERSIONS}
+    assert ids == {
+        1: "c492f2a9708347148e495385fdc6568a97e9dc55c25eb6dcb7345affc4360803",
+        2: "448e8bb53cca761c7876498d6e9df1f0df36cfbc8cb1a48b88e8c06fa2751db4",
+    }
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4])
@@ -142,6 +145,7 @@ def test_info_is_plain_values_under_stable_keys() -> None:
         "id": gist.id, "kind": "decoder", "k": 2, "layers": 3, "kv_heads": 2, "head_dim": 4, "dtype": "float32",
         "nbytes": 384, "prompt_nbytes": 384 * 15, "compression": 15.0, "model": "5eed" * 16, "adapter": "ada0" * 16,
         "base": "tiny", "prompt_sha256": "ab12" * 16, "prompt_tokens": 30, "start": 3, "kept": 0,
+        "origin": "compressed", "form": "uniform", "version": 2,
     }  # fmt: skip
 
 
@@ -164,19 +168,19 @@ def test_numbers_beyond_a_dtypes_range_are_not_converted_to_it() -> None:
 
 
 def test_its_own_model_may_read_a_gist() -> None:
-    GIST.check_reader(GIST.provenance.model, "tiny", torch.float32)
+    GIST.check_reader({2: GIST.provenance.model}, "tiny", torch.float32)
 
 
 def test_another_models_refusal_names_both_models() -> None:
     with pytest.raises(
         GistMismatchError, match=r"made for tiny \(fingerprint 5eed5eed5eed\), not for big \(0123456789ab"
     ):
-        GIST.check_reader("0123456789abcdef", "big", torch.float32)
+        GIST.check_reader({2: "0123456789abcdef"}, "big", torch.float32)
 
 
 def test_another_dtypes_refusal_names_both_dtypes() -> None:
     with pytest.raises(GistMismatchError, match="gist is float32, the model is bfloat16"):
-        GIST.check_reader(GIST.provenance.model, "tiny", torch.bfloat16)
+        GIST.check_reader({2: GIST.provenance.model}, "tiny", torch.bfloat16)
 
 
 # Tensors that are no gist

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,16 @@ from tiny import tiny_checkpoint
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistFileError, GistMismatchError
 from gistlm.gist import Gist
-from gistlm.gist_file import MAX_HEADER_BYTES, header
+from gistlm.gist_file import MAX_HEADER_BYTES, VERSIONS, header
 
-GIST = make_gist(k=2, layers=1, width=1)
-WHOLE = GIST.to_bytes()
+GISTS = {version: make_gist(k=2, layers=1, width=1, version=version) for version in VERSIONS}
+GIST = GISTS[VERSIONS[-1]]
 
 
 def file_of(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
     """A safetensors file with a gist's metadata, changed; its hash is that of `GIST`."""
-    header = {"format": "gistlm.gist", "version": "1", "gist": GIST.provenance.to_json(), "sha256": GIST.id, **metadata}
-    return save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, header)
+    whole = {**header(GIST.id, GIST.provenance), **metadata}
+    return save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, whole)
 
 
 def with_header(header: Any, body: bytes = b"", length: int | None = None) -> bytes:
@@ -43,29 +42,42 @@ def assert_refused(data: bytes, match: str | None = None) -> None:
     assert "some.gist" in str(caught.value)
 
 
-def test_a_file_cut_short_anywhere_is_refused() -> None:
-    for length in range(len(WHOLE)):
-        assert_refused(WHOLE[:length])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_file_cut_short_anywhere_is_refused(version: int) -> None:
+    whole = GISTS[version].to_bytes()
+    for length in range(len(whole)):
+        assert_refused(whole[:length])
 
 
-def test_a_file_with_any_one_bit_flipped_is_refused() -> None:
-    for bit in range(8 * len(WHOLE)):
-        damaged = bytearray(WHOLE)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_file_with_any_one_bit_flipped_is_refused(version: int) -> None:
+    whole = GISTS[version].to_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(GistFileError):
             Gist.from_bytes(bytes(damaged))
-            pytest.fail(f"bit {bit % 8} of byte {bit // 8} ({WHOLE[bit // 8 :][:12]!r}) made no difference")
+            pytest.fail(f"bit {bit % 8} of byte {bit // 8} ({whole[bit // 8 :][:12]!r}) made no difference")
 
 
 @settings(max_examples=300)
-@given(at=st.integers(0, len(WHOLE)), removed=st.integers(0, 64), put=st.binary(max_size=64))
-def test_a_file_with_bytes_replaced_is_refused_or_the_same_gist(at: int, removed: int, put: bytes) -> None:
-    damaged = WHOLE[:at] + put + WHOLE[at + removed :]
+@given(
+    gist=st.sampled_from([*GISTS.values()]),
+    part=st.floats(0, 1),
+    removed=st.integers(0, 64),
+    put=st.binary(max_size=64),
+)
+def test_a_file_with_bytes_replaced_is_refused_or_the_same_gist(
+    gist: Gist, part: float, removed: int, put: bytes
+) -> None:
+    whole = gist.to_bytes()
+    at = round(part * len(whole))
+    damaged = whole[:at] + put + whole[at + removed :]
     try:
         loaded = Gist.from_bytes(damaged)
     except GistFileError:
         return
-    assert same(loaded, GIST)
+    assert same(loaded, gist)
 
 
 @settings(max_examples=200)
@@ -84,11 +96,11 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     st.sampled_from(["whole", "__metadata__", "gist", "tensor"]),
 )
 def test_any_json_in_the_header_is_refused(value: Any, where: str) -> None:
-    metadata: Any = {"format": "gistlm.gist", "version": "1", "gist": json.dumps(value), "sha256": GIST.id}
-    header: Any = {"__metadata__": value if where == "__metadata__" else metadata}
+    metadata: Any = {**header(GIST.id, GIST.provenance), "gist": json.dumps(value)}
+    made: Any = {"__metadata__": value if where == "__metadata__" else metadata}
     if where == "tensor":
-        header["layers.0.key"] = value
-    assert_refused(with_header(value if where == "whole" else header))
+        made["layers.0.key"] = value
+    assert_refused(with_header(value if where == "whole" else made))
 
 
 TENSORS = GIST._tensors()
@@ -104,6 +116,8 @@ ONE = torch.ones(2, 2, 1)
         ({"layers.0.key": KEY, "layers.00.value": VALUE}, r"tensors that no gist has: \['layers\.00\.value'\]"),
         ({"layers.0.key": KEY, "layers.1.value": VALUE}, r"it has no 'layers\.0\.value'"),
         ({**TENSORS, "layers.2.key": ONE, "layers.2.value": ONE}, r"it has no 'layers\.1\.key'"),
+        ({**TENSORS, "layers.0.counts": ONE}, r"it has 'layers\.0\.counts', which this gistlm cannot read yet"),
+        ({**TENSORS, "layers.0.key_scale": ONE}, r"it has 'layers\.0\.key_scale', which this gistlm cannot read yet"),
         ({**TENSORS, "extra": ONE}, r"tensors that no gist has: \['extra'\]"),
         ({**TENSORS, "layers.0.key": torch.ones(2, 3, 1)}, r"must be \[kv_heads, k, head_dim\]"),
         ({**TENSORS, "layers.0.value": torch.ones(1, 2, 1)}, r"must be \[kv_heads, k, head_dim\]"),
@@ -130,7 +144,21 @@ def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Te
 @pytest.mark.parametrize(
     ("metadata", "match"),
     [
-        ({"version": "2"}, "format version 2; this gistlm reads version 1"),
+        (
+            {"version": "3"},
+            "format version 3; this gistlm reads versions 1 and 2; read it with the gistlm that made it",
+        ),
+        ({"version": "1"}, "version 1 has no origin and no form"),
+        ({"gist": GIST.provenance.to_json().replace("compressed", "tuned")}, "it is tuned and uniform, which this"),
+        ({"gist": GIST.provenance.to_json().replace("uniform", "free")}, "it is compressed and free, which this"),
+        *(
+            (
+                {"gist": GIST.provenance.to_json().replace('"start"', f'"{name}": [], "start"')},
+                f"it has {name}, which this",
+            )
+            for name in ("slots", "positions", "scales")
+        ),
+        ({"gist": GIST.provenance.to_json().replace('"start"', '"version": 1, "start"')}, "has a version inside"),
         ({"version": "01"}, "format version 01"),
         ({"format": "something.else"}, "safetensors file but not a gist"),
         ({"sha256": "0" * 64}, "does not match its hash"),
@@ -139,16 +167,22 @@ def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Te
         ({"gist": "[" * 100_000}, "damaged"),
         ({"gist": "1" * 10_000}, "damaged"),
         ({"gist": make_gist(base="tinier").provenance.to_json()}, "does not match its hash"),
-        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": true')}, "'start' must be int, got True"),
-        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": -3')}, "from 0 to"),
-        ({"gist": GIST.provenance.to_json().replace('"start": 3', f'"start": {"9" * 4000}')}, "from 0 to"),
-        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 3')}, "2 tokens cannot keep 3"),
-        ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": -1')}, "from 0 to"),
         (
-            {"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "kept": 0.5')},
-            "'kept' must be int, got 0.5",
+            {"gist": GIST.provenance.to_json().replace('"start": 3', '"start": true')},
+            "start must be a valid integer, got True",
         ),
-        ({"gist": GIST.provenance.to_json().replace('"tiny"', "7")}, "'base' must be str, got 7"),
+        (
+            {"gist": GIST.provenance.to_json().replace('"start": 3', '"start": -3')},
+            "must be greater than or equal to 0",
+        ),
+        ({"gist": GIST.provenance.to_json().replace('"start": 3', f'"start": {"9" * 4000}')}, "damaged"),
+        ({"gist": GIST.provenance.to_json().replace('"kept": 0', '"kept": 3')}, "2 tokens cannot keep 3"),
+        ({"gist": GIST.provenance.to_json().replace('"kept": 0', '"kept": -1')}, "must be greater than"),
+        (
+            {"gist": GIST.provenance.to_json().replace('"kept": 0', '"kept": 0.5')},
+            "kept must be a valid integer, got 0.5",
+        ),
+        ({"gist": GIST.provenance.to_json().replace('"tiny"', "7")}, "base must be a valid string, got 7"),
         ({"gist": GIST.provenance.to_json().replace('"base"', '"bass"')}, "damaged"),
         ({"gist": GIST.provenance.to_json().replace('"start": 3', '"start": 3, "more": 4')}, "damaged"),
     ],
@@ -163,7 +197,7 @@ def test_metadata_that_is_not_this_gists_is_refused(metadata: dict[str, str], ma
     ids=lambda each: next(iter(each)),
 )
 def test_missing_metadata_is_refused(changed: dict[str, None]) -> None:
-    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST.provenance.to_json(), "sha256": GIST.id}
+    metadata = header(GIST.id, GIST.provenance)
     assert_refused(save_tensors(TENSORS, {name: value for name, value in metadata.items() if name not in changed}))
 
 
@@ -194,9 +228,8 @@ def _tensor(shape: list[int], dtype: str = "F32", end: int = 0) -> dict[str, Any
     ids=json.dumps,
 )
 def test_impossible_tensors_are_refused_before_memory_is_taken(entry: dict[str, Any]) -> None:
-    metadata = {"format": "gistlm.gist", "version": "1", "gist": GIST.provenance.to_json(), "sha256": GIST.id}
-    header = {"__metadata__": metadata, "layers.0.key": entry, "layers.0.value": entry}
-    assert_refused(with_header(header, bytes(16)))
+    made = {"__metadata__": header(GIST.id, GIST.provenance), "layers.0.key": entry, "layers.0.value": entry}
+    assert_refused(with_header(made, bytes(16)))
 
 
 @pytest.mark.parametrize("claimed", [MAX_HEADER_BYTES + 1, 1 << 40, (1 << 64) - 1])
@@ -205,8 +238,7 @@ def test_a_header_that_claims_too_much_is_refused_unread(claimed: int) -> None:
 
 
 def test_a_header_larger_than_allowed_is_refused_although_it_is_there() -> None:
-    header = b"{" + b" " * MAX_HEADER_BYTES + b"}"
-    assert_refused(with_header(header), "header claims")
+    assert_refused(with_header(b"{" + b" " * MAX_HEADER_BYTES + b"}"), "header claims")
 
 
 def test_a_deeply_nested_header_is_refused() -> None:
@@ -242,7 +274,7 @@ def test_a_torch_checkpoint_is_refused_as_one(tmp_path: Path, new_format: bool) 
 
 def forged(gist: Gist, layers: slice = slice(None), heads: slice = slice(None), start: int | None = None) -> Gist:
     """The gist with fewer layers or heads or another position, under the right fingerprint."""
-    provenance = gist.provenance if start is None else replace(gist.provenance, start=start)
+    provenance = gist.provenance if start is None else gist.provenance.replace(start=start)
     keys, values = (tuple(t[heads] for t in tensors[layers]) for tensors in (gist.keys, gist.values))
     return Gist.from_bytes(Gist(keys, values, provenance).to_bytes())
 

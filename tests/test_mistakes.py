@@ -94,7 +94,7 @@ def test_names_of_nothing_are_refused_in_one_sentence(name: str) -> None:
 def test_a_checkpoint_whose_base_is_no_name_is_damaged(base: Any, tmp_path: Path) -> None:
     folder = save_tiny_checkpoint(tmp_path / "checkpoint")
     record = json.loads((folder / "gistlm.json").read_text())
-    (folder / "gistlm.json").write_text(json.dumps({**record, "base": base}))
+    (folder / "gistlm.json").write_text(json.dumps({**record, "bases": [{**record["bases"][0], "base": base}]}))
     with pytest.raises(ModelError, match="damaged"):
         Checkpoint.load(folder, device="cpu")
 

@@ -114,7 +114,7 @@ def test_what_is_not_on_this_machine_or_says_too_little_is_left_to_the_model(tmp
     files.check_prompt("x" * 10_000, 4)
     files.check_request("x" * 10_000, None, gist, 10)
     with pytest.raises(InputError):
-        files.check_k(17)
+        files.placement.check_k(17)
     (folder / "gist_embeddings.safetensors").write_bytes(b"damaged")
     assert Preflight.of(str(folder)) is None
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from gistlm.models.adapter import LoraModules, adapter_weights, add_lora
-from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions, describe_base
 from gistlm.models.config import CheckpointConfig, Recipe
 from gistlm.models.embeddings import Initial, initial_embeddings
 from gistlm.models.loading import fingerprint_weights
@@ -226,12 +226,11 @@ def tiny_checkpoint(
     writer = shake(add_lora(reader, lora_rank, share=True, modules=lora_modules)) if frozen else reader
     return Checkpoint(
         CheckpointConfig(
-            f"tiny-{kind}",
-            Recipe(recipe),
-            fingerprint_weights(dict(reader.named_parameters())),
-            f"tiny-{kind}",
-            anchored,
-            kept,
+            name=f"tiny-{kind}",
+            recipe=Recipe(recipe),
+            bases=[describe_base(f"tiny-{kind}", reader, fingerprint_weights(dict(reader.named_parameters())))],
+            anchored=anchored,
+            kept=kept,
         ),
         reader,
         writer,

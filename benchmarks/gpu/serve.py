@@ -29,7 +29,7 @@ from measure import paired_ratio
 from tiny import tiny_tokenizer
 
 from gistlm.models.checkpoint import Checkpoint
-from gistlm.models.config import CheckpointConfig, Recipe
+from gistlm.models.config import Base, CheckpointConfig, Recipe
 from gistlm.prompt import PromptTokenizer, default_format
 
 K = 16
@@ -67,7 +67,8 @@ def make_model(device: torch.device, tiny: bool) -> FullLengthModel:
     tokenizer = tiny_tokenizer()
     prompts = PromptTokenizer(tokenizer, default_format(tokenizer))
     embeddings = torch.randn(K, config.hidden_size, device=device, dtype=reader.dtype)
-    made = CheckpointConfig("random", Recipe.PAPER, "0" * 64, "random")
+    base = Base(base="random", weights="0" * 64, settings="0" * 64)
+    made = CheckpointConfig(name="random", recipe=Recipe.PAPER, bases=[base])
     return FullLengthModel(Checkpoint(made, reader, reader, embeddings, prompts), batch_size=64)
 
 

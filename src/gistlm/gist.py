@@ -5,7 +5,7 @@ Knows nothing of models or text: `compress` makes gists, an engine reads them, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,9 +163,9 @@ class Gist:
         }
         return save_tensors(tensors, header(self.id, self.provenance))
 
-    def check_reader(self, model: str, name: str, dtype: torch.dtype) -> None:
-        """Raise `GistMismatchError` unless a model with this fingerprint and dtype can read the gist."""
-        self.provenance.check_model(model, name)
+    def check_reader(self, fingerprints: Mapping[int, str], name: str, dtype: torch.dtype) -> None:
+        """Raise `GistMismatchError` unless a model with these fingerprints, by version, and dtype can read the gist."""
+        self.provenance.check_model(fingerprints, name)
         check_dtype(_name(self.dtype), _name(dtype))
 
     def check_shape(self, layers: Sequence[tuple[int, int, int]], start: int, hidden: int | None = None) -> None:

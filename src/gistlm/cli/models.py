@@ -51,7 +51,7 @@ def _describe(name: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "base": config.base,
         "recipe": config.recipe.value,
-        "max_k": None if shapes is None else shapes[0] + config.kept,
+        "max_k": config.k.most if config.k else None if shapes is None else shapes[0] + config.kept,
         "nbytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "base_available": config.base == "." or is_here(config.base),
         "path": str(folder),

@@ -19,7 +19,7 @@ from gistlm.gisting.placement import Placement
 from gistlm.messages import Input
 from gistlm.models.base_files import folder_here
 from gistlm.models.catalog import find_checkpoint
-from gistlm.models.config import CONFIG, EMBEDDINGS, CheckpointConfig, Recipe, read_config, reader_fingerprint
+from gistlm.models.config import CONFIG, EMBEDDINGS, CheckpointConfig, Recipe, read_config, reader_fingerprints
 from gistlm.models.tokenizer_file import TokenizerFile
 from gistlm.prompt import PromptFormat, PromptTokenizer
 
@@ -59,7 +59,8 @@ class Preflight:
     @property
     def placement(self) -> Placement:
         """How many tokens a gist may have, and how long its prompt may be; says nothing of positions."""
-        return Placement("", 0, self.learned, self.config.kept)
+        k = self.config.k
+        return Placement("", 0, self.learned, self.config.kept, (k.least, k.most) if k else None)
 
     def check_prompt(self, prompt: str, k: int) -> None:
         """Raise `InputError` unless the prompt can be compressed into k tokens."""
@@ -89,10 +90,14 @@ class Preflight:
         """Raise `GistMismatchError` unless the model can read the gist, by what the checkpoint's file records of it."""
         if self.tokenizer is None or not self.own_base:
             return
-        made_by, vocabulary = gist.provenance, self.tokenizer.get_vocab()
-        own = reader_fingerprint(self.config, made_by.adapter, vocabulary, self.prompt_format)
+        made_by, base = gist.provenance, self.config.bases[0]
+        tuned = made_by.adapter if self.config.recipe == Recipe.PAPER else ""
+        known = reader_fingerprints(base, tuned, self.tokenizer.get_vocab(), self.prompt_format)
+        own = known.get(made_by.version)
+        if own is None:  # a checkpoint of version 1 does not record the base's settings
+            return
         if self.config.recipe == Recipe.FROZEN:
-            made_by.check_model(own, self.config.name)
+            made_by.check_model(known, self.config.name)
         elif made_by.model != own:  # a model tuned under `paper` is also known by its adapter, which was not read
             raise made_by.mismatch(self.config.name, "which has another")
 

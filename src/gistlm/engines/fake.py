@@ -112,7 +112,14 @@ class FakeEngine(Engine):
         source = torch.Generator().manual_seed(int(prompt_hash[:15], 16))
         whole = torch.randn(2, _LAYERS, _HEADS, MAX_K, _HEAD_DIM, generator=source)[:, :, :, :k].to(DTYPES[self.dtype])
         keys, values = (tuple(layer.contiguous() for layer in side) for side in whole)
-        info = GistInfo(self.fingerprint, sha256(b"fake adapter"), self.name, prompt_hash, len(words), start=0)
+        info = GistInfo(
+            model=self.fingerprint,
+            adapter=sha256(b"fake adapter"),
+            base=self.name,
+            prompt_sha256=prompt_hash,
+            prompt_tokens=len(words),
+            start=0,
+        )
         return Gist(keys, values, info)
 
     def _complete(self, request: Request, sampling: Sampling) -> Completion:
@@ -146,7 +153,7 @@ class FakeEngine(Engine):
         if request.gist is not None:
             from gistlm.gist import DTYPES
 
-            request.gist.check_reader(self.fingerprint, self.name, DTYPES[self.dtype])
+            request.gist.check_reader({2: self.fingerprint}, self.name, DTYPES[self.dtype])
             return f"a gist of {request.gist.k} tokens"
         return f"a prompt of {len(request.prompt.split())} tokens" if request.prompt else "no prompt"
 

@@ -168,7 +168,7 @@ class GistModel(Engine):
 
     def _row(self, request: Request, output: list[int] | None = None, room: int = 0) -> Row:
         if request.gist is not None:
-            request.gist.check_reader(self.checkpoint.fingerprint, self.checkpoint.config.name, self.dtype)
+            request.gist.check_reader(self.checkpoint.fingerprints, self.checkpoint.config.name, self.dtype)
             self._layout.check(request.gist)
         return self._layout.row(request, output or [], room)
 

@@ -35,7 +35,7 @@ from gistlm.gisting.encoder_attention import encode
 from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad
 from gistlm.gisting.placement import Part, left_positions
 from gistlm.models.checkpoint import Checkpoint, check_kept
-from gistlm.models.config import CheckpointConfig, Recipe
+from gistlm.models.config import Recipe
 from gistlm.models.embeddings import default_initial, initial_embeddings
 from gistlm.models.transformers_compat import CACHE
 
@@ -160,8 +160,8 @@ def _selected(source: Source) -> Maker:
     check_kept(known.architecture, known.reader)
 
     def make(prompts: Sequence[str], ks: Sequence[int]) -> dict[int, list[Gist]]:
-        bare = replace(known.config, kept=max(ks), recipe=Recipe.FROZEN)
-        made = _without_adapter("selected", known, bare, nothing)
+        bare = known.config.replace(kept=max(ks), k=None, recipe=Recipe.FROZEN)
+        made = known.without_adapter("selected", bare, nothing)
         return {k: compress(made, prompts, k) for k in ks}
 
     return make
@@ -171,15 +171,8 @@ def _untrained(source: Source) -> Maker:
     known = source.checkpoint
     initial = default_initial(known.config.anchored)
     embeddings = initial_embeddings(known.reader, known.placement.learned, source.seed, initial)
-    fresh = _without_adapter("untrained", known, known.config, embeddings)
+    fresh = known.without_adapter("untrained", known.config, embeddings)
     return lambda prompts, ks: of_each_k(lambda k: compress(fresh, prompts, k), ks)
-
-
-def _without_adapter(name: str, known: Checkpoint, config: CheckpointConfig, embeddings: Tensor) -> Checkpoint:
-    made = Checkpoint(config, known.reader, known.reader, embeddings, known.prompts)
-    made.adapter_fingerprint = sha256(name.encode())
-    made.fingerprint = known.fingerprint  # the same reader reads these gists
-    return made
 
 
 def of_each_k(make: Callable[[int], list[Gist]], ks: Sequence[int]) -> dict[int, list[Gist]]:

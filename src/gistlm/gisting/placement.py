@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gistlm.errors import InputError, PromptTooLongError
+from gistlm.errors import InputError, ModelError, PromptTooLongError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,16 +78,28 @@ class Placement:
     """Most learned gist tokens."""
     kept: int = 0
     """Most kept tokens; 0 where a gist has learned tokens alone."""
+    limits: tuple[int, int] | None = None
+    """Fewest and most tokens of a gist; from 1 to all by default."""
+
+    def __post_init__(self) -> None:
+        if self.limits and not 1 <= self.limits[0] <= self.limits[1] <= self.learned + self.kept:
+            raise ModelError(
+                f"the checkpoint says that k is from {self.limits[0]} to {self.limits[1]}, and it has "
+                f"{self.learned + self.kept} gist tokens; it is damaged"
+            )
 
     @property
     def max_k(self) -> int:
         """Most tokens of a gist."""
-        return self.learned + self.kept
+        return self.limits[1] if self.limits else self.learned + self.kept
 
     def check_k(self, k: object) -> None:
         """Raise `InputError` unless gists of at most k tokens can be made."""
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.max_k:
-            raise InputError(f"k is the number of gist tokens, from 1 to {self.max_k} for this checkpoint; got {k!r}")
+        least = self.limits[0] if self.limits else 1
+        if not isinstance(k, int) or isinstance(k, bool) or not least <= k <= self.max_k:
+            raise InputError(
+                f"k is the number of gist tokens, from {least} to {self.max_k} for this checkpoint; got {k!r}"
+            )
 
     def check_length(self, tokens: int, k: int, probes: int, context: int) -> None:
         """Raise `PromptTooLongError` where a prompt of so many tokens leaves no room for its gist.

@@ -8,8 +8,9 @@ Knows nothing of prompts, gists or generation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,20 @@ from gistlm.models.architecture import Architecture, inspect_architecture
 from gistlm.models.config import (
     EMBEDDINGS,
     GIST_TOKEN,
+    Base,
     CheckpointConfig,
+    Range,
     Recipe,
     read_config,
-    reader_fingerprint,
+    reader_fingerprints,
+    settings_fingerprint,
     write_config,
 )
 from gistlm.models.embeddings import Initial, default_initial, embedding_weight, initial_embeddings
 from gistlm.models.loading import fingerprint_weights, load_base
 from gistlm.prompt import PromptTokenizer, default_format
+
+logger = logging.getLogger(__name__)
 
 FITTED = 0.5
 """Where training of `Checkpoint.fit_weights` starts from."""
@@ -109,7 +115,9 @@ class Checkpoint:
     def placement(self) -> Placement:
         """How this checkpoint's gists are placed."""
         learned = int(self.gist_embeddings.shape[0])
-        return Placement(self.architecture.numbering, len(self.visible_opening_ids), learned, self.config.kept)
+        k, opening = self.config.k, len(self.visible_opening_ids)
+        limits = (k.least, k.most) if k else None
+        return Placement(self.architecture.numbering, opening, learned, self.config.kept, limits)
 
     @property
     def visible_opening_ids(self) -> list[int]:
@@ -137,12 +145,17 @@ class Checkpoint:
         """For one pass of prompt and gist tokens together."""
         return AdapterOnLast(self.writer)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Of what reads a gist: the reader's weights, the tokenizer and the prompt format."""
-        return reader_fingerprint(
-            self.config, self.adapter_fingerprint, self.prompts.tokenizer.get_vocab(), self.prompts.format
-        )
+        """Of what reads a gist: the reader's weights and settings, the tokenizer and the prompt format."""
+        return self.fingerprints[max(self.fingerprints)]
+
+    @cached_property
+    def fingerprints(self) -> dict[int, str]:
+        """The same by version: gists of version 1 hold that of version 1."""
+        tuned = self.adapter_fingerprint if self.config.recipe == Recipe.PAPER else ""
+        vocabulary = self.prompts.tokenizer.get_vocab()
+        return reader_fingerprints(self.config.bases[0], tuned, vocabulary, self.prompts.format)
 
     @cached_property
     def adapter_fingerprint(self) -> str:
@@ -164,13 +177,27 @@ class Checkpoint:
             b"kept" if self.config.kept else b"",
         )
 
+    def without_adapter(self, name: str, config: CheckpointConfig, gist_embeddings: Tensor) -> Checkpoint:
+        """The same reader, which reads its own gists and these, with other gist embeddings [learned, hidden] and no
+        adapter; ``name`` tells its gists from others.
+        """
+        made = Checkpoint(config, self.reader, self.reader, gist_embeddings, self.prompts)
+        made.adapter_fingerprint, made.fingerprints = sha256(name.encode()), self.fingerprints
+        return made
+
     @classmethod
     def create(
         cls, base: str, options: CheckpointOptions, device: str | None = None, dtype: torch.dtype | None = None
     ) -> Checkpoint:
         """An untrained checkpoint over a stock model."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
-        config = CheckpointConfig(base, options.recipe, fingerprint, Path(base).stem, options.anchored, options.kept)
+        config = CheckpointConfig(
+            name=Path(base).stem,
+            recipe=options.recipe,
+            bases=[describe_base(base, reader, fingerprint)],
+            anchored=options.anchored,
+            kept=options.kept,
+        )
         initial = options.initial or default_initial(options.anchored)
         embeddings = initial_embeddings(reader, options.max_k - options.kept, options.seed, initial)
         frozen = options.recipe == Recipe.FROZEN
@@ -188,17 +215,15 @@ class Checkpoint:
     def load(
         cls, folder: Path, base: str | None = None, device: str | None = None, dtype: torch.dtype | None = None
     ) -> Checkpoint:
-        """Read a checkpoint folder. ``base`` replaces the recorded one (its weights may then differ).
+        """Read a checkpoint folder. ``base`` replaces the recorded one; the log says if it is not known to fit.
 
         Raises `ModelNotFoundError` or `ModelError`.
         """
         config, prompt_format = read_config(folder)
         where = base or (str(folder) if config.base == "." else config.base)
         reader, tokenizer, fingerprint = load_base(where, device, dtype)
-        if base is None and fingerprint != config.base_fingerprint:
-            raise ModelError(
-                f"{where} has other weights than the base that {folder} was trained on; name one with base="
-            )
+        used = describe_base(config.base if base is None else base, reader, fingerprint)
+        _check_base(folder, config, used, where, is_named=base is not None)
         try:
             trained = load_file(folder / EMBEDDINGS)
             embeddings = trained["gist_embeddings"].to(reader.dtype)
@@ -213,26 +238,34 @@ class Checkpoint:
             writer = load_lora(reader, folder, share=config.recipe == Recipe.FROZEN)
             if config.recipe == Recipe.PAPER:
                 reader = writer = writer.merge_and_unload().eval()
-        config = replace(config, base_fingerprint=fingerprint)
-        made = cls(config, reader, writer, embeddings, PromptTokenizer(tokenizer, prompt_format), trained)
+        others = [known for known in config.bases if not _is_same(known, used)]
+        made = cls(
+            config.replace(bases=[used, *others]),
+            reader,
+            writer,
+            embeddings,
+            PromptTokenizer(tokenizer, prompt_format),
+            trained,
+        )
         own = made._own_weights  # for what the files have not, or have and do not use
-        used = {name: tensor for name, tensor in trained.items() if name in own or "lora_" in name}
-        made.adapter_fingerprint = made._adapter_fingerprint(own | used)  # as the files hold it
+        held = {name: tensor for name, tensor in trained.items() if name in own or "lora_" in name}
+        made.adapter_fingerprint = made._adapter_fingerprint(own | held)  # as the files hold it
         return made
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:
         """Write a hub-shaped folder: adapter or model, gist embeddings, `gistlm.json`, and a model card if given."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = asdict(self.config)
+        k = self.config.k or Range(most=self.placement.max_k)
+        config = self.config.replace(k=k)
         if self.writer is not self.reader:
             self.writer.peft_config["default"].base_model_name_or_path = self.config.base  # not a path of this machine
             tensors = {name: tensor.to(self.reader.dtype) for name, tensor in adapter_weights(self.writer).items()}
             self.writer.save_pretrained(folder, state_dict=tensors)
             (folder / "README.md").unlink(missing_ok=True)
         elif self.config.recipe == Recipe.PAPER:
-            config["base"] = "."
-            config["base_fingerprint"] = fingerprint_weights(dict(self.reader.named_parameters()))
+            weights = fingerprint_weights(dict(self.reader.named_parameters()))
+            config = config.replace(bases=[describe_base(".", self.reader, weights)])
             self.reader.save_pretrained(folder)
             self.prompts.tokenizer.save_pretrained(folder)
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in self._own_weights.items()}
@@ -242,6 +275,29 @@ class Checkpoint:
         if card is not None:
             write_atomically(folder / "README.md", card.encode())
         return folder
+
+
+def describe_base(name: str, model: PreTrainedModel, weights: str) -> Base:
+    """A loaded base, given the fingerprint of its weights."""
+    config = model.config if model.config.is_encoder_decoder else model.config.get_text_config(decoder=True)
+    return Base(base=name, weights=weights, settings=settings_fingerprint(config.to_dict()))
+
+
+def _check_base(folder: Path, config: CheckpointConfig, used: Base, where: str, is_named: bool) -> None:
+    """Raise `ModelError` where the recorded base is not what it was; say so in the log where another one was named."""
+    known = config.bases if is_named else config.bases[:1]
+    if any(_is_same(each, used) for each in known):
+        return
+    if is_named:
+        logger.warning("%s was not trained for %s and is not known to fit it; measure its gists", folder, where)
+        return
+    what = "settings" if used.weights == known[0].weights else "weights"
+    raise ModelError(f"{where} has other {what} than the base that {folder} was trained on; name one with base=")
+
+
+def _is_same(known: Base, used: Base) -> bool:
+    """Whether a recorded base is the one in use; files of version 1 record weights alone."""
+    return known.weights == used.weights and known.settings in ("", used.settings)
 
 
 def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> nn.Parameter:

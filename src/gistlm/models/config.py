@@ -1,25 +1,43 @@
-"""What `gistlm.json` says of a checkpoint, and who may read its gists; knows nothing of weights and loads no torch."""
+"""What `gistlm.json` says of a checkpoint, and who may read its gists; knows nothing of weights and loads no torch.
+
+A *fingerprint* is a SHA-256 that tells whether keys and values made by one model mean the same to another. Version 1
+covers weights, tokenizer and prompt format; version 2 also the settings that change activations (`SETTINGS`).
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from gistlm.errors import ModelError, ModelNotFoundError
+from pydantic import Field
+
+from gistlm.errors import InputError, ModelError, ModelNotFoundError
 from gistlm.files import sha256, write_atomically
+from gistlm.options import Options, Text
 from gistlm.prompt import PromptFormat
 
 CONFIG = "gistlm.json"
 EMBEDDINGS = "gist_embeddings.safetensors"
 GIST_TOKEN = "<GIST>"
 """The original project's gist token, an entry of its vocabularies."""
-VERSION = 1
+VERSION = 2
 MOST_KEPT = 1 << 16
 _MAX_CONFIG_BYTES = 1 << 20
+
+SETTINGS = frozenset({
+    "model_type", "hidden_act", "hidden_activation", "activation_function", "dense_act_fn", "feed_forward_proj",
+    "is_gated_act", "hidden_size", "n_embd", "d_model", "d_kv", "intermediate_size", "n_inner", "d_ff",
+    "num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "num_attention_heads", "n_head", "num_heads",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "attention_bias",
+    "mlp_bias", "rope_parameters", "relative_attention_max_distance", "relative_attention_num_buckets",
+    "sliding_window", "layer_types", "use_bidirectional_attention", "use_parallel_residual", "attn_logit_softcapping",
+    "final_logit_softcapping", "query_pre_attn_scalar", "scale_attn_weights", "scale_attn_by_inverse_layer_idx",
+    "scale_decoder_outputs", "tie_word_embeddings",
+})  # fmt: skip
+"""Fields of transformers' configurations that change activations; a test sorts every field of the tested families."""
 
 
 class Recipe(StrEnum):
@@ -31,37 +49,49 @@ class Recipe(StrEnum):
     """The whole model, or a LoRA merged into it, was tuned under the gist mask."""
 
 
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """What `gistlm.json` says."""
+class Base(Options):
+    """A base model that an adapter fits."""
 
-    base: str
-    """Folder, hub id or package file of the model underneath; "." when it lies in the checkpoint's own folder."""
-    recipe: Recipe
-    base_fingerprint: str
-    """Of the base's weights: those trained on, and once loaded those in use."""
+    base: Text
+    """Folder, hub id or package file; "." when it lies in the checkpoint's own folder."""
+    weights: str
+    """Fingerprint of its weights (`loading.fingerprint_weights`)."""
+    settings: str = ""
+    """Fingerprint of its settings (`settings_fingerprint`); empty where a file of version 1 does not say."""
+
+
+class Range(Options):
+    """Whole numbers from ``least`` to ``most``."""
+
+    least: Annotated[int, Field(ge=1)] = 1
+    most: Annotated[int, Field(ge=1)]
+
+
+class CheckpointConfig(Options):
+    """What `gistlm.json` says beside the prompt format."""
+
     name: str
     """For people."""
+    recipe: Annotated[Recipe, Field(strict=False)]
+    bases: Annotated[list[Base], Field(min_length=1)]
+    """The base that the adapter was made for, then others that it is known to fit. Their gists are not interchangeable.
+    """
     anchored: bool = False
-    """Whether each gist token starts from a token of the prompt (see `anchors`) beside its own embedding."""
-    kept: int = 0
-    """Most tokens of the prompt whose own keys and values a gist keeps behind its learned ones (`observe`)."""
+    """Whether each gist token starts from a token of the prompt beside its own embedding (`embeddings.anchor_ids`)."""
+    kept: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 0
+    """Most tokens of the prompt whose own keys and values a gist keeps behind its learned ones (`kept_tokens`)."""
+    k: Range | None = None
+    """How many tokens a gist may have, learned and kept; all that the checkpoint has where this is not said."""
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            kind = {"anchored": bool, "kept": int}.get(field.name, str)
-            value = getattr(self, field.name)
-            if not isinstance(value, kind) or (kind is int and type(value) is not int):
-                raise ModelError(f"a checkpoint's {field.name!r} must be {kind.__name__}: {value!r}")
-            if isinstance(value, str):
-                value.encode()  # half a surrogate pair is no text: a UnicodeEncodeError is a ValueError
-        if not 0 <= self.kept <= MOST_KEPT:
-            raise ModelError(f"a checkpoint's 'kept' must be from 0 to {MOST_KEPT:,}: {self.kept!r}")
+    @property
+    def base(self) -> str:
+        """The base that the adapter was made for."""
+        return self.bases[0].base
 
 
-def write_config(folder: Path, config: dict[str, Any], prompt_format: PromptFormat) -> None:
-    """Write `gistlm.json`, whole or not at all; config: the fields of a `CheckpointConfig`."""
-    record = {"version": VERSION, **config, "prompt_format": prompt_format.to_dict()}
+def write_config(folder: Path, config: CheckpointConfig, prompt_format: PromptFormat) -> None:
+    """Write `gistlm.json`, whole or not at all."""
+    record = {"version": VERSION, **config.model_dump(mode="json"), "prompt_format": prompt_format.to_dict()}
     write_atomically(folder / CONFIG, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -75,26 +105,37 @@ def read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
             raise ModelError(f"{path} has {path.stat().st_size:,} bytes; {_MAX_CONFIG_BYTES:,} are allowed")
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record.pop("version")
+        if version not in (1, VERSION) or isinstance(version, bool):
+            raise ModelError(
+                f"{path} has checkpoint version {version!r}; this gistlm reads versions 1 and {VERSION}, so upgrade it"
+            )
         prompt_format = PromptFormat.from_dict(record.pop("prompt_format"))
-        record["recipe"] = Recipe(record["recipe"])
-        config = CheckpointConfig(**record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError) as error:
+        if version == 1:
+            record["bases"] = [{"base": record.pop("base"), "weights": record.pop("base_fingerprint")}]
+        config = CheckpointConfig.parse(record)
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    if version != VERSION:
-        raise ModelError(f"{path} has checkpoint version {version}; this gistlm reads version {VERSION}")
     return config, prompt_format
 
 
-def reader_fingerprint(
-    config: CheckpointConfig, adapter: str, vocabulary: Mapping[str, int], prompt_format: PromptFormat
-) -> str:
-    """The fingerprint of what reads a gist: base weights, those tuned under `paper`, tokenizer and prompt format.
+def settings_fingerprint(configuration: Mapping[str, Any]) -> str:
+    """Of the `SETTINGS` among a configuration's resolved values (defaults filled in, null ones left out)."""
+    found = {name: value for name, value in configuration.items() if name in SETTINGS and value is not None}
+    return sha256(json.dumps(found, sort_keys=True, default=str).encode())
 
-    adapter: fingerprint of what writes the gist.
+
+def reader_fingerprints(
+    base: Base, tuned: str, vocabulary: Mapping[str, int], prompt_format: PromptFormat
+) -> dict[int, str]:
+    """By version, the fingerprint of what reads a gist: base, what was tuned, tokenizer and prompt format.
+
+    tuned: under `paper` the fingerprint of what writes the gist, else empty.
     """
-    return sha256(
-        config.base_fingerprint.encode(),
-        adapter.encode() if config.recipe == Recipe.PAPER else b"",
+    others = [
+        tuned.encode(),
         sha256(*(f"{token} {index}".encode() for token, index in sorted(vocabulary.items()))).encode(),
         json.dumps(prompt_format.to_dict(), sort_keys=True).encode(),
-    )
+    ]
+    found = {1: sha256(base.weights.encode(), *others)}
+    return found | ({2: sha256(b"2", base.weights.encode(), base.settings.encode(), *others)} if base.settings else {})

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _SAMPLES = 64
 
 
-class Base(NamedTuple):
+class LoadedBase(NamedTuple):
     """A stock model and what identifies it."""
 
     model: PreTrainedModel
@@ -43,7 +43,7 @@ class Base(NamedTuple):
     """Of the weights as the files hold them, before any change of dtype."""
 
 
-def load_base(name: str, device: str | None, dtype: torch.dtype | None, *, torch_files: bool = False) -> Base:
+def load_base(name: str, device: str | None, dtype: torch.dtype | None, *, torch_files: bool = False) -> LoadedBase:
     """A stock model in eval mode, its tokenizer and its fingerprint.
 
     dtype: None keeps the file's own. torch_files: also read pytorch_model*.bin, by torch's restricted unpickler, which
@@ -70,7 +70,7 @@ def load_base(name: str, device: str | None, dtype: torch.dtype | None, *, torch
     fingerprint = fingerprint_weights(dict(model.named_parameters()))
     for parameter in model.parameters():  # parameters alone: rotary frequencies stay in float32
         parameter.data = parameter.data.to(dtype or parameter.dtype)
-    return Base(model.eval().to(place), tokenizer, fingerprint)
+    return LoadedBase(model.eval().to(place), tokenizer, fingerprint)
 
 
 def _fill_configuration(model: Any, name: str) -> None:

@@ -26,10 +26,10 @@ from transformers.utils.hub import cached_file
 
 from gistlm.errors import MissingDependencyError, ModelError
 from gistlm.files import read_json
-from gistlm.models.checkpoint import Checkpoint
+from gistlm.models.checkpoint import Checkpoint, describe_base
 from gistlm.models.config import GIST_TOKEN, CheckpointConfig, Recipe
 from gistlm.models.embeddings import embedding_weight
-from gistlm.models.loading import Base, fingerprint_weights, load_base
+from gistlm.models.loading import LoadedBase, fingerprint_weights, load_base
 from gistlm.prompt import PromptFormat, PromptTokenizer, paper_format
 
 MAX_K = 16
@@ -78,7 +78,7 @@ def convert(diff: str, base: str, output: str) -> Path:
     if _is_difference(stock):
         raise ModelError(f"the base {base} is itself a difference; give the model that {diff} was made from")
     _add(tuned, stock, diff, base)
-    whole = Base(tuned, tokenizer, fingerprint_weights(dict(tuned.named_parameters())))
+    whole = LoadedBase(tuned, tokenizer, fingerprint_weights(dict(tuned.named_parameters())))
     checkpoint = _checkpoint(whole, diff)
     try:
         return _write_whole(checkpoint, target)
@@ -86,7 +86,7 @@ def convert(diff: str, base: str, output: str) -> Path:
         raise ModelError(f"cannot write the model to {target}: {error}") from error
 
 
-def _load(name: str, device: str | None, dtype: torch.dtype | None, *, torch_files: bool = False) -> Base:
+def _load(name: str, device: str | None, dtype: torch.dtype | None, *, torch_files: bool = False) -> LoadedBase:
     """The stock model and its tokenizer as it was in training."""
     old = not _has_file(name, "tokenizer.json")
     if old and _has_file(name, "tokenizer.model"):
@@ -109,12 +109,13 @@ def _load(name: str, device: str | None, dtype: torch.dtype | None, *, torch_fil
     tokenizer.add_tokens([restored], special_tokens=True)
     if old and tokenizer.bos_token:
         tokenizer.add_bos_token = tokenizer.init_kwargs.get("add_bos_token", True)
-    return Base(model, tokenizer, fingerprint)
+    return LoadedBase(model, tokenizer, fingerprint)
 
 
-def _checkpoint(base: Base, name: str) -> Checkpoint:
+def _checkpoint(base: LoadedBase, name: str) -> Checkpoint:
     model, tokenizer, fingerprint = base
-    config = CheckpointConfig(name, Recipe.PAPER, fingerprint, Path(name).name or name)
+    own = describe_base(name, model, fingerprint)
+    config = CheckpointConfig(name=Path(name).name or name, recipe=Recipe.PAPER, bases=[own])
     index = torch.tensor([tokenizer.convert_tokens_to_ids(GIST_TOKEN)], device=model.device)
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(index).repeat(MAX_K, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -35,7 +34,7 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
         raise InputError(
             f"an encoder-decoder model predicts no inputs; set input_weight to 0, got {config.input_weight}"
         )
-    made.config = replace(made.config, name=config.name or made.config.name)
+    made.config = made.config.replace(name=config.name or made.config.name)
     if device == "cpu":
         _use_plain_attention(made)
     if config.compile:
@@ -124,7 +123,7 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
         )
     found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
     return Checkpoint(
-        replace(found.config, kept=config.kept),
+        found.config.replace(kept=config.kept, k=None),
         found.reader,
         found.writer,
         found.gist_embeddings,

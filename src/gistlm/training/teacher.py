@@ -156,7 +156,7 @@ class Teacher:
         """What the states depend on beside the row."""
         checkpoint = self.passes.checkpoint
         config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
-        known = [checkpoint.config.base_fingerprint, str(checkpoint.reader.dtype), config, checkpoint.placement.opening]
+        known = [checkpoint.config.bases[0].weights, str(checkpoint.reader.dtype), config, checkpoint.placement.opening]
         return json.dumps(known, sort_keys=True, default=str).encode()
 
     @cached_property
