@@ -12,8 +12,8 @@ from gistlm.cli.show import byte_count, print_json, print_table
 def models(as_json: JsonOption = False) -> None:
     """List the checkpoints that come with gistlm; each name can be given as --model.
 
-    "base here" says whether the model underneath is on this machine already or would be downloaded. "date in the prompt"
-    is shown where the chat template writes a date: the day on which the checkpoint was made.
+    "base here" says whether the model underneath is on this machine already or would be downloaded. "date in the
+    prompt" is shown where the chat template writes a date: the day on which the checkpoint was made.
 
     \b
     Example:

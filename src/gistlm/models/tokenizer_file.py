@@ -58,7 +58,7 @@ class TokenizerFile:
         """The chat template's text. Raises what the template does, and `ValueError` where there is none."""
         if self._template is None or tokenize:
             raise ValueError("there is no chat template, or ids were asked for")
-        return self._template.render(messages=messages, tools=[], documents=None, **self._names, **variables)
+        return self._template.render(messages=messages, tools=None, documents=None, **self._names, **variables)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         """A token's id."""
