@@ -175,13 +175,14 @@ def test_a_system_message_is_no_part_of_what_follows_the_prompt() -> None:
         made.checkpoint.prompts.rest_ids([SYSTEM, USER])
 
 
-def test_a_blank_system_message_is_as_none() -> None:
-    gist = engine("llama").compress("be brief", 2)
-    for before in (None, gist):
-        talk = [message("system", " \n"), USER]
-        assert engine("llama").generate(talk, before, max_new_tokens=4) == engine("llama").generate(
-            [USER], before, max_new_tokens=4
-        )
+def test_a_blank_system_message_is_as_none_beside_a_gist_or_a_prompt_and_else_the_templates_affair() -> None:
+    made, blank = engine("llama"), message("system", " \n")
+    gist = made.compress("be brief", 2)
+    for before in ({"gists": gist}, {"prompts": "be brief"}):
+        assert made.generate([blank, USER], **before) == made.generate([USER], **before)
+    assert Request([blank, USER], gist).prompt is None
+    assert Request([blank, USER]).prompt == " \n"
+    assert engine("t5").generate([blank, USER]) == engine("t5").generate([USER])
     two = Request([message("system", ""), message("developer", "be brief"), USER])
     assert two.prompt == "be brief"
 
@@ -195,6 +196,15 @@ def test_an_empty_prompt_is_refused() -> None:
 @pytest.mark.parametrize("part", [{"text": "x"}, {"type": "input_text", "text": "x"}, {"type": "text", "text": "x"}])
 def test_a_part_of_text_may_lack_its_type_or_have_that_of_another_api(part: dict[str, str]) -> None:
     assert Request([message("user", [part])]).input == [message("user", "x")]
+
+
+def test_the_bare_opening_has_neither_gist_nor_prompt() -> None:
+    made = Request(TALK, bare_opening=True)
+    assert (made.gist, made.prompt, made.input) == (None, None, TALK)
+    gist = engine("llama").compress("be brief", 2)
+    for wrong in ({"gist": gist}, {"prompt": "be brief"}, {"input": [SYSTEM, USER]}):
+        with pytest.raises(InputError, match="bare_opening is for a request with neither gist nor prompt"):
+            Request(**{"input": "hm", "bare_opening": True, **wrong})
 
 
 def test_an_encoder_decoder_model_takes_a_system_message_and_one_turn() -> None:

@@ -85,9 +85,8 @@ def test_a_request_is_too_long_before_loading_when_it_is_afterwards(
 ) -> None:
     prompt = "Answer in rhymes." if before == "prompt" else None
     gist = model.compress("Answer in rhymes.", 3) if before == "gist" else None
-    used = len(model.checkpoint.prompts.rest_ids("x")) + 4 + (0 if gist is None else gist.end)
-    used += 0 if prompt is None else model.count_tokens(prompt)
-    used += model.checkpoint.placement.opening if before == "nothing" else 0
+    prompts = model.checkpoint.prompts
+    used = 4 + (len(prompts.request_ids(prompt, "x")) if gist is None else gist.end + len(prompts.rest_ids("x")))
     text = "x" * (CONTEXT - used + 1 + gap)
     late = outcome(lambda: model.generate(text, gist, prompts=prompt, max_new_tokens=4))
     early = outcome(lambda: files.check_request(text, prompt, None if gist is None else as_file(gist), 4))
@@ -160,8 +159,45 @@ def test_ids_are_those_of_transformers(text: str) -> None:
     stock, alone = tokenizers()
     text = text.encode(errors="replace").decode()
     ids = stock(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
-    assert alone(text)["input_ids"] == ids
+    assert alone(text, split_special_tokens=True)["input_ids"] == ids
+    assert alone(text)["input_ids"] == stock(text, add_special_tokens=False)["input_ids"]
     assert alone.decode(ids) == stock.decode(ids, skip_special_tokens=True)
+
+
+def test_a_chat_templates_text_is_that_of_transformers(tmp_path: Path) -> None:
+    template = (
+        "{{ bos_token }}{%- for message in messages %}\n    {% if loop.index > 4 %}{% break %}{% endif %}\n"
+        "{{ message | tojson }}{{ tools }}{{ message['content'] | trim }}{% endfor %}{{ pad_token }}"
+        "{% if add_generation_prompt %}{{ strftime_now('%Y') }}{% endif %}"
+    )
+    given = {"tokenize": False, "add_generation_prompt": True, "strftime_now": lambda form: form}
+    chat = [{"role": "user", "content": text} for text in (" a ", "\u00e9<b>\n", "", "x", "y", "z")]
+    tiny_tokenizer(template).save_pretrained(tmp_path)
+    stock, alone = AutoTokenizer.from_pretrained(tmp_path), TokenizerFile.load(tmp_path)
+    assert alone is not None
+    assert alone.apply_chat_template(chat, **given) == stock.apply_chat_template(chat, **given)
+    (tmp_path / "chat_template.jinja").unlink()
+    bare = TokenizerFile.load(tmp_path)
+    assert bare is not None
+    with pytest.raises(ValueError, match="no chat template"):
+        bare.apply_chat_template(chat, **given)
+
+
+@pytest.mark.parametrize("fault", ["several", "listed", "unknown tag", "other names"])
+def test_a_chat_template_that_the_files_leave_open_is_left_to_transformers(tmp_path: Path, fault: str) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    if fault == "several":
+        (tmp_path / "additional_chat_templates").mkdir()
+    elif fault == "listed":
+        (tmp_path / "chat_template.jinja").unlink()
+        named = [{"name": "default", "template": "x"}]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
+    elif fault == "unknown tag":
+        (tmp_path / "chat_template.jinja").write_text("{% generation %}x{% endgeneration %}")
+    else:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    assert TokenizerFile.load(tmp_path) is None
 
 
 def test_vocabulary_and_special_tokens_are_those_of_transformers() -> None:

@@ -38,14 +38,15 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 def split_system(given: Input) -> tuple[str | None, Input]:
     """The text of a conversation's system messages, None where there is none, and the input without them.
 
-    System messages stand in front; several are joined by a blank line. The other messages are returned with their roles
-    and texts alone. Raises `InputError` for anything that is no text and no such conversation.
+    System messages stand in front; several are joined by a blank line, those of them that are blank left out. The
+    other messages are returned with their roles and texts alone. Raises `InputError` for anything that is no text and
+    no such conversation.
     """
     if isinstance(given, str):
         check_text(given, "the input")
         return None, given
     system, spoken = _read(given)
-    system = [text for text in system if text.strip()]  # clients send blank ones
+    system = [text for text in system if text.strip()] or system[:1]  # clients send blank ones
     rest: list[Message] = [{"role": role, "content": text} for role, text in spoken]
     return "\n\n".join(system) if system else None, rest
 

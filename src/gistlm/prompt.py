@@ -1,21 +1,32 @@
 """The only place where text becomes token ids; knows nothing of models or of what is compressed.
 
-A request is  opening + prompt | gist | rest,  each part tokenised on its own, so that the ids of a cached
-part and of a fresh one are the same by construction. Templates are split at their special tokens; the text
-between two of them, template and user's words together, is tokenised as a whole and never parsed for
-special tokens: a prompt that contains "<|im_end|>" is compressed as those characters.
+A request over a gist is  opening + prompt | gist | rest,  each part tokenised on its own, so that the ids of a
+cached part and of a fresh one are the same by construction. A request without a gist is what the tokenizer's own chat
+template makes of its messages, where the format was taken from that template, and else the same parts.
+
+Special tokens come from templates alone: a text that contains "<|im_end|>" is compressed and sent as those characters.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 from gistlm.errors import InputError, ModelError
 from gistlm.files import sha256
-from gistlm.messages import Input, Message, check_text, turns
+from gistlm.messages import Input, check_text, turns
+
+_SLOTS = re.compile(r"\{prompt\}|\{input\}")
+_STAND_INS = range(0xF0000, 0xFFFFE)
+"""Private-use characters, which no template knows."""
+_TOKENIZING = threading.Lock()
+"""A fast tokenizer remembers between two calls whether it is to read special tokens: one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +47,36 @@ class PromptFormat:
     """The special token that ends an answer."""
     opening_visible: bool
     """Whether the opening stays visible to the rest beside the gist (the paper hides it)."""
+    date: str = ""
+    """The day (YYYY-MM-DD) that a chat template writes where it asks for today's; empty where it asks for none."""
 
     def __post_init__(self) -> None:
         for name, slot in (("prompt", "{prompt}"), ("rest", "{input}"), ("turn", "{input}")):
             if getattr(self, name).count(slot) != 1:
                 raise ModelError(f"a prompt format's {name!r} must contain {slot} once: {getattr(self, name)!r}")
+        try:
+            _ = self.day
+        except ValueError:
+            raise ModelError(f"a prompt format's 'date' must be YYYY-MM-DD or empty: {self.date!r}") from None
+
+    @property
+    def day(self) -> datetime.date | None:
+        """The `date`, None where there is none."""
+        return datetime.date.fromisoformat(self.date) if self.date else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; an empty date is left out, so that files and fingerprints stay as before dates."""
+        return {name: value for name, value in asdict(self).items() if name != "date" or value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptFormat:
         """The inverse of `to_dict`; raises `ModelError` when fields are missing, unknown or of a wrong type."""
         kinds = {field.name: bool if field.name == "opening_visible" else str for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != set(kinds):
+        if not isinstance(values, dict) or {*values, "date"} != set(kinds):
             raise ModelError(f"a prompt format has the fields {sorted(kinds)}, this one {sorted(values)}")
-        for name, kind in kinds.items():
-            if not isinstance(values[name], kind):
-                raise ModelError(f"a prompt format's {name!r} must be a {kind.__name__}: {values[name]!r}")
+        for name, value in values.items():
+            if not isinstance(value, kinds[name]):
+                raise ModelError(f"a prompt format's {name!r} must be a {kinds[name].__name__}: {value!r}")
         return cls(**values)
 
 
@@ -86,35 +108,30 @@ def paper_format(tokenizer: Any, encodes: bool = False) -> PromptFormat:
     )
 
 
-def chat_format(tokenizer: Any) -> PromptFormat:
+def chat_format(tokenizer: Any, today: datetime.date | None = None) -> PromptFormat:
     """The tokenizer's chat template taken apart, with the prompt as the system message.
 
-    A template that has no system role takes the prompt at the head of the first user message.
-    Raises `ModelError` when the template cannot be taken apart.
+    A template that has no place for a system message before the first user message takes the prompt at the head of
+    that message. today: what a template that asks for the date is told. Raises `ModelError` when the template cannot
+    be taken apart.
     """
-    prompt, first, answer, second = (
-        "\u2983prompt\u2984",
-        "\u2983first\u2984",
-        "\u2983answer\u2984",
-        "\u2983second\u2984",
-    )
-    tail = [_message("assistant", answer), _message("user", second)]
+    slots = ["\u2983prompt\u2984", "\u2983first\u2984", "\u2983answer\u2984", "\u2983second\u2984"]
+    prompt, first, answer, second = slots
+    tail = [("assistant", answer), ("user", second)]
     layouts = [
-        [_message("system", prompt), _message("user", first), *tail],
-        [_message("user", f"{prompt}\n\n{first}"), *tail],
+        [("system", prompt), ("user", first), *tail],
+        [("user", _joined(prompt, first)), *tail],
     ]
     for messages in layouts:
+        clock = _Clock(today or datetime.date.today())
         try:
-            asked, text = (
-                tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True)
-                for some in (messages[:-2], messages)
-            )
+            asked, text = (_rendered(tokenizer, some, clock) for some in (messages[:-2], messages))
         except Exception:  # a template raises whatever its author chose
             continue
-        pieces = re.split("|".join(map(re.escape, (prompt, first, answer, second))), text)
-        if len(pieces) != 5:
+        pieces = re.split(f"({'|'.join(map(re.escape, slots))})", text)
+        if pieces[1::2] != slots:
             continue
-        opening, before_input, _, before_second, end = pieces
+        opening, before_input, _, before_second, end = pieces[::2]
         before_answer = asked.rpartition(first)[2]  # an answer that is quoted may have more around it, such as a space
         return PromptFormat(
             opening=opening,
@@ -124,6 +141,7 @@ def chat_format(tokenizer: Any) -> PromptFormat:
             turn=f"{before_second}{{input}}{end}",
             output_end=_first_special(tokenizer, before_second) or tokenizer.eos_token or "",
             opening_visible=True,
+            date=clock.day.isoformat() if clock.was_asked else "",
         )
     raise ModelError("this model's chat template shows no place for a prompt before the first user message")
 
@@ -140,11 +158,10 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
-        special = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-        self._has_special = bool(special)
-        known = tokenizer.added_tokens_decoder.items()
-        self._special_ids = {index for index, token in known if token.special} - {tokenizer.unk_token_id}
+        added = tokenizer.added_tokens_decoder
+        self._added = _one_of(token.content for token in added.values())
+        self._special = _one_of(token.content for token in added.values() if token.special)
+        self._special_ids = {index for index, token in added.items() if token.special} - {tokenizer.unk_token_id}
         self.opening_ids: list[int] = self._encode(prompt_format.opening, "")
         self.output_end_ids: list[int] = self._encode(prompt_format.output_end, "")
         self.empty_rest_ids: list[int] = self._encode(prompt_format.rest_without_input, "")
@@ -169,6 +186,30 @@ class PromptTokenizer:
             ids += self.plain_ids(answer) + self._encode(self.format.turn, question)
         return ids
 
+    def request_ids(self, prompt: str | None, request: Input, behind_prompt: Sequence[int] = ()) -> list[int]:
+        """All that stands before an answer where there is no gist: a full prompt or None, and an input.
+
+        behind_prompt: ids between the two in a format that is no chat template's. Raises `InputError` as `rest_ids`
+        does, and for messages that the chat template refuses.
+        """
+        texts = turns(request)
+        if prompt is not None:
+            check_text(prompt, "the prompt")
+        if self.follows_template:
+            return self._template_ids(self._messages(prompt, texts))
+        if prompt is None or not prompt.strip():
+            return (self.opening_ids if self.format.opening_visible else []) + self.rest_ids(request)
+        return self.prompt_ids(prompt) + list(behind_prompt) + self.rest_ids(request)
+
+    @cached_property
+    def follows_template(self) -> bool:
+        """Whether the format is that of the tokenizer's own chat template, which then writes requests without gists."""
+        try:
+            own = chat_format(self.tokenizer, self.format.day)
+        except ModelError:
+            return False
+        return replace(own, opening_visible=self.format.opening_visible) == self.format
+
     def output_ids(self, output: str) -> list[int]:
         """An answer and the token that ends it."""
         check_text(output, "the output")
@@ -176,17 +217,19 @@ class PromptTokenizer:
 
     def plain_ids(self, text: str) -> list[int]:
         """Text as it stands, with no template and no special tokens."""
-        ids = self._split_ids(text)
+        ids = self._ids(text, split_special_tokens=True)
         if self._special_ids.isdisjoint(ids):
             return ids
         # vocabularies like T5's hold special tokens as words: these are cut in two behind their first sign
-        pieces = [part for piece in self._special.split(text) for part in self._cut(piece)]
-        return [index for piece in pieces for index in self._split_ids(piece)]
+        pieces = [part for piece in self._added.split(text) for part in self._cut(piece)]
+        return [index for piece in pieces for index in self._ids(piece, split_special_tokens=True)]
 
-    def _split_ids(self, text: str) -> list[int]:
-        return list(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
-        )
+    def _ids(self, text: str, split_special_tokens: bool) -> list[int]:
+        if not text:
+            return []
+        with _TOKENIZING:
+            made = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
+        return list(made["input_ids"])
 
     def _cut(self, piece: str) -> list[str]:
         return [piece[:1], piece[1:]] if self.tokenizer.convert_tokens_to_ids(piece) in self._special_ids else [piece]
@@ -196,17 +239,85 @@ class PromptTokenizer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _encode(self, template: str, value: str) -> list[int]:
+        return self._split_ids(self._added, template, lambda piece: _SLOTS.sub(lambda _: value, piece))
+
+    def _split_ids(self, tokens: re.Pattern[str], text: str, filled: Callable[[str], str]) -> list[int]:
+        """The ids of ``tokens`` in a text, and of what stands between them, filled, as plain text."""
         ids: list[int] = []
-        for piece in self._special.split(template) if self._has_special else [template]:
-            if self._has_special and self._special.fullmatch(piece):
+        for piece in tokens.split(text):
+            if tokens.fullmatch(piece):
                 ids.append(self.tokenizer.convert_tokens_to_ids(piece))
             else:
-                ids += self.plain_ids(re.sub(r"\{prompt\}|\{input\}", lambda _: value, piece))
+                ids += self.plain_ids(filled(piece))
         return ids
 
+    def _template_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """The ids of the chat template's text, in which only the template's own special tokens are read as such.
 
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
+        Stand-ins take the place of their look-alikes in the messages until the text is split at the template's own. It
+        is tokenised whole, as by `apply_chat_template`, unless something in the messages was read as a special token.
+        """
+        looking_alike = (token for _, text in messages for token in self._special.findall(text))
+        unused = (sign for sign in map(chr, _STAND_INS) if not any(sign in text for _, text in messages))
+        stand_ins = dict(zip(dict.fromkeys(looking_alike), unused, strict=False))
+        text = self._render([(role, self._special.sub(lambda m: stand_ins[m[0]], text)) for role, text in messages])
+        ids = self._ids(text, split_special_tokens=False)
+        if stand_ins or sum(index in self._special_ids for index in ids) != len(self._special.findall(text)):
+            back = {ord(sign): token for token, sign in stand_ins.items()}
+            ids = self._split_ids(self._special, text, lambda piece: piece.translate(back))
+        if not ids:
+            raise InputError("the request is empty; give a prompt or an input that has some text")
+        return ids
+
+    def _messages(self, prompt: str | None, texts: Sequence[str]) -> list[tuple[str, str]]:
+        """Roles and texts; the prompt at the head of the first user message where the template has no system role."""
+        spoken = list(zip(cycle(("user", "assistant")), texts, strict=False))
+        if prompt is None:
+            return spoken
+        if self._has_system_role:
+            return [("system", prompt), *spoken]
+        return [("user", _joined(prompt, texts[0])), *spoken[1:]]
+
+    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+        try:
+            return _rendered(self.tokenizer, messages, _Clock(self.format.day or datetime.date.today()))
+        except Exception as error:  # a template raises whatever its author chose
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"this model's chat template refuses the messages: {reason}") from error
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        try:
+            return "system's" in self._render([("system", "system's"), ("user", "user's")])
+        except InputError:
+            return False
+
+
+class _Clock:
+    """A chat template's `strftime_now` on one day; remembers whether a template has asked."""
+
+    def __init__(self, day: datetime.date) -> None:
+        self.day, self.was_asked = day, False
+
+    def __call__(self, form: str) -> str:
+        self.was_asked = True
+        return datetime.datetime.combine(self.day, datetime.time()).strftime(form)
+
+
+def _rendered(tokenizer: Any, messages: Sequence[tuple[str, str]], clock: _Clock) -> str:
+    """The chat template's text up to where the answer begins; raises what the template does."""
+    chat = [{"role": role, "content": text} for role, text in messages]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, strftime_now=clock))
+
+
+def _joined(prompt: str, first: str) -> str:
+    """A prompt at the head of the first user message, where there is no system message."""
+    return f"{prompt}\n\n{first}" if prompt.strip() else first
+
+
+def _one_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the tokens, the longest first; nothing where there are none."""
+    return re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True))) or '(?!)'})")
 
 
 def _first_special(tokenizer: Any, text: str) -> str | None:

@@ -79,10 +79,10 @@ class Preflight:
         """
         if self.prompts is None or self._context is None:
             return
-        before = [] if prompt is None else [len(self.prompts.prompt_ids(prompt))]
-        before += [] if gist is None else [gist.end]
-        opening = len(self.prompts.opening_ids) if self.prompt_format.opening_visible else 0
-        tokens = max(before, default=opening) + len(self.prompts.rest_ids(text)) + room
+        counts = [] if gist is None else [gist.end + len(self.prompts.rest_ids(text))]
+        if gist is None or prompt is not None:
+            counts.append(len(self.prompts.request_ids(prompt, text)))
+        tokens = max(counts) + room
         if tokens > self._context:
             raise PromptTooLongError(tokens, self._context, "request with room for its answer")
 

@@ -97,13 +97,18 @@ class Request:
     """One input and what stands before it: a gist, a full prompt, or nothing.
 
     An input is a text, or a conversation that ends with the user's message. A conversation's system message is the full
-    prompt. Raises `InputError` for anything else, and for a system message beside a gist or a prompt.
+    prompt; a blank one says nothing beside a gist or a prompt. Raises `InputError` for anything else, and for a system
+    message beside a gist or a prompt.
     """
 
     input: Input
     """Messages are kept with their roles and plain texts alone."""
     gist: Gist | None = None
     prompt: str | None = None
+    """None leaves it to the model's chat template, which may have a system message of its own."""
+    bare_opening: bool = False
+    """With neither gist nor prompt: the template's opening as a gist would stand behind it, and no system message of
+    the template's own. This is the negative control of an evaluation."""
 
     def __post_init__(self) -> None:
         if self.gist is not None and self.prompt is not None:
@@ -112,7 +117,14 @@ class Request:
             raise InputError(f"gists are Gist objects, got {type(self.gist).__name__}; a file is read with Gist.load")
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise InputError(f"a prompt must be a string, got {type(self.prompt).__name__}")
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError("the prompt is empty; give its text, or None for no prompt")
         system, rest = split_system(self.input)
+        alone = self.gist is None and self.prompt is None
+        if system is not None and not system.strip() and (self.bare_opening or not alone):
+            system = None
+        if self.bare_opening and not (alone and system is None):
+            raise InputError("bare_opening is for a request with neither gist nor prompt; leave out one or the other")
         if system is not None and self.gist is not None:
             raise InputError(
                 "a gist stands where a system message would, so there can be no system message beside it; compress "

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from gistlm.compress import gist_layers
 from gistlm.engines.base import Request
-from gistlm.engines.layout import Prepared, Row
+from gistlm.engines.layout import Prepared, Row, fresh_ids
 from gistlm.errors import InputError
 from gistlm.gist import Gist
 from gistlm.gisting.encoder_attention import decoder_inputs, encode
@@ -46,7 +46,9 @@ class EncoderLayout:
 
         Raises `InputError` for a conversation of several turns and for an empty prompt.
         """
-        fresh, cached = self._fresh_ids(request), 0 if request.gist is None else request.gist.k
+        if not isinstance(request.input, str) and len(request.input) > 1:
+            raise InputError("an encoder-decoder model answers one message; give the input as a text")
+        fresh, cached = fresh_ids(self.checkpoint, request), 0 if request.gist is None else request.gist.k
         return Row(request, fresh, output, (cached, len(fresh), len(output) + room))
 
     def prepare(self, rows: Sequence[Row]) -> Prepared:
@@ -105,16 +107,6 @@ class EncoderLayout:
         embeddings = reader.get_input_embeddings()(prepared.tokens)
         fresh, _ = encode(encoder, embeddings, prepared.parts, prepared.positions, past=prepared.cached)
         return torch.cat([prepared.states, fresh], dim=1), visible
-
-    def _fresh_ids(self, request: Request) -> list[int]:
-        if not isinstance(request.input, str) and len(request.input) > 1:
-            raise InputError("an encoder-decoder model answers one message; give the input as a text")
-        prompts = self.checkpoint.prompts
-        rest = prompts.rest_ids(request.input)
-        if request.gist is not None or request.prompt is None:
-            return rest
-        # a vocabulary that contains a gist token was trained with it behind full prompts too
-        return prompts.prompt_ids(request.prompt) + list(self.checkpoint.gist_token_ids) + rest
 
     def _padded(self, rows: Sequence[Tensor | None], width: int) -> Tensor:
         """Rows [..., k, size], some of them missing, padded on the left with zeros: [batch, ..., width, size]."""

@@ -2,8 +2,7 @@
 
 columns      0 ........ C-1 | C ............ C+T-1
 a gist       pad opening gist | pad rest
-a prompt     pad ............ | pad opening prompt rest
-neither      pad ............ | pad opening rest
+no gist      pad ............ | pad all of the request
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Layout:
         Raises `PromptTooLongError` where that does not fit into the model's context, and `InputError` for an empty
         prompt.
         """
-        fresh, gist = _fresh_ids(self.checkpoint, request) + output, request.gist
+        fresh, gist = fresh_ids(self.checkpoint, request) + output, request.gist
         end, limit = (0 if gist is None else gist.end) + len(fresh) + room, self.checkpoint.architecture.context
         if end > limit:
             raise PromptTooLongError(end, limit, "request with room for its answer")
@@ -138,15 +137,15 @@ class Layout:
         return logits
 
 
-def _fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:
+def fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:
+    """What is encoded for a request before its output. Raises `InputError` as `PromptTokenizer.request_ids` does."""
     prompts = checkpoint.prompts
-    rest = prompts.rest_ids(request.input)
     if request.gist is not None:
-        return rest
-    if request.prompt is None:
-        return checkpoint.visible_opening_ids + rest
+        return prompts.rest_ids(request.input)
+    if request.bare_opening:
+        return checkpoint.visible_opening_ids + prompts.rest_ids(request.input)
     # a vocabulary that contains a gist token was trained with it behind full prompts too
-    return prompts.prompt_ids(request.prompt) + list(checkpoint.gist_token_ids) + rest
+    return prompts.request_ids(request.prompt, request.input, checkpoint.gist_token_ids)
 
 
 def _moved(gist: Gist | None, device: torch.device) -> Gist | None:

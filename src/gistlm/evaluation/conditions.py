@@ -53,7 +53,7 @@ class Conditions:
         pairs = list(zip(prompts, inputs, strict=True))
         made = {
             FULL: [Request(text, prompt=prompt) for prompt, text in pairs],
-            NONE: [Request(text) for _, text in pairs],
+            NONE: [Request(text, bare_opening=True) for _, text in pairs],
         }
         for name, gists in {"gist": gists_of_each_k(self.engine, prompts, self.ks), **self._baselines(prompts)}.items():
             for k in self.ks:

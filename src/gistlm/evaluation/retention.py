@@ -94,8 +94,11 @@ def wilson(successes: float, n: int) -> list[float]:
 
 
 def _requests(engine: Engine, probes: Sequence[Probe], ks: Sequence[int]) -> list[list[Request]]:
-    """Full prompt, no prompt, and gists of each k."""
-    made = [[Request(probe.input, prompt=probe.prompt) for probe in probes], [Request(probe.input) for probe in probes]]
+    """Full prompt, bare opening, and gists of each k."""
+    made = [
+        [Request(probe.input, prompt=probe.prompt) for probe in probes],
+        [Request(probe.input, bare_opening=True) for probe in probes],
+    ]
     if ks:
         gists = gists_of_each_k(engine, [probe.prompt for probe in probes], ks)
         made += [[Request(probe.input, gist) for probe, gist in zip(probes, gists[k], strict=True)] for k in ks]

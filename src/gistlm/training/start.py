@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,8 @@ from gistlm.models.embeddings import Initial, initial_embeddings
 from gistlm.models.loading import check_device
 from gistlm.training.config import TrainConfig
 from gistlm.training.distributed import shares_weights
+
+logger = logging.getLogger(__name__)
 
 
 def create_checkpoint(config: TrainConfig) -> Checkpoint:
@@ -35,6 +38,8 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
             f"an encoder-decoder model predicts no inputs; set input_weight to 0, got {config.input_weight}"
         )
     made.config = made.config.replace(name=config.name or made.config.name)
+    if made.prompts.format.date:
+        logger.info("the chat template writes a date: %s, fixed in the prompt format", made.prompts.format.date)
     if device == "cpu":
         _use_plain_attention(made)
     if config.compile:
