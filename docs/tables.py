@@ -48,11 +48,11 @@ def train_options() -> str:
 
 def data_options() -> str:
     """Fields of DataSource."""
-    return options(SOURCE / "training" / "data.py", "DataSource")
+    return options(SOURCE / "data" / "sources.py", "DataSource")
 
 
 def options(path: Path, name: str) -> str:
-    """A dataclass's fields with their defaults and the docstrings beneath them."""
+    """A class's fields with their defaults and the docstrings beneath them."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kind = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     rows = []
@@ -67,7 +67,7 @@ def options(path: Path, name: str) -> str:
 
 def default(value: ast.expr | None) -> str:
     """A field's default as it would stand in a recipe."""
-    if value is None or isinstance(value, ast.Call):  # a list that must not be empty
+    if value is None:
         return "required"
     if isinstance(value, ast.Attribute):  # Recipe.FROZEN
         return f"`{value.attr.lower()}`"
@@ -102,7 +102,7 @@ def module_file(module: str) -> Path | None:
 
 def architectures() -> str:
     """The architectures whose exactness is tested."""
-    tree = ast.parse((SOURCE / "architecture.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "models" / "architecture.py").read_text(encoding="utf-8"))
     tested = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.value
                   and ast.unparse(node.target) == "TESTED")  # fmt: skip
     rows = [[f"`{name}`", numbering] for name, numbering in ast.literal_eval(tested).items()]
