@@ -280,7 +280,7 @@ def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_traine
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(values))
     made = script("ablate.py", tmp_path / "plan.yaml", *asked(plan)[1:], "--out", tmp_path / "out")
     assert made.returncode == 1
-    assert "rank 4 has no option 'lora_size'" in made.stderr
+    assert "rank 4: no option 'lora_size'" in made.stderr
     assert not (tmp_path / "out").exists()
 
 
