@@ -73,7 +73,7 @@ def default(value: ast.expr | None) -> str:
         return f"`{value.attr.lower()}`"
     words = {"None": "`null`", "True": "`true`", "False": "`false`", "''": "empty"}
     text = ast.unparse(value)
-    return words.get(text, f"`{text}`")
+    return words.get(text, "`" + text.strip("'") + "`")
 
 
 def layers() -> str:
