@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from measure import machine, synchronise
 from torch import Tensor
 
 from gistlm.data.rows import Row
-from gistlm.data.sources import DataSource, load_sources
+from gistlm.data.sources import load_sources
 from gistlm.errors import DataError, InputError
-from gistlm.gisting.placement import Condition, Part
+from gistlm.gisting.placement import Part
 from gistlm.models.config import Recipe
 from gistlm.prompt import PromptTokenizer
 from gistlm.training import loop
@@ -29,8 +29,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "frozen": {"recipe": Recipe.FROZEN},
     "paper": {"recipe": Recipe.PAPER, "lora_rank": None},
     "paper_lora": {"recipe": Recipe.PAPER},
-    "plain": {"recipe": Recipe.PAPER, "lora_rank": None, "condition": Condition.POSITIVE},
-    "plain_lora": {"recipe": Recipe.PAPER, "condition": Condition.POSITIVE},
+    "plain": {"recipe": Recipe.PAPER, "lora_rank": None, "condition": "positive"},
+    "plain_lora": {"recipe": Recipe.PAPER, "condition": "positive"},
 }
 KEPT = "frozen_kept"
 """The same as frozen, one gist token learned and the others kept."""
@@ -38,9 +38,6 @@ OBSERVED = "frozen_observed"
 """The same with eight learned observers, as the shipped checkpoint has, which are taught where the rest looks."""
 AGAIN = "_again"
 """Ends the name of a later pass over the same rows: what the teacher said in the first is kept (teacher_cache)."""
-COMPILED = "_compiled"
-"""Ends the name of the same with the option compile, which needs a C++ compiler."""
-
 CLIP = 1.0
 """Largest norm of the gradients, as in training."""
 
@@ -86,11 +83,12 @@ class Settings:
 
     def config(self, dtype: str | None) -> TrainConfig:
         """The recipe that all conditions start from; it is checked, and never run as a whole."""
-        return TrainConfig(
-            base=self.base, output="unused", data=[DataSource(self.data or "unused")], max_k=self.max_k,
-            lora_rank=self.lora_rank, steps=self.steps + 1, batch_size=self.batch_size, max_tokens=self.max_tokens,
-            max_rest_tokens=self.max_rest_tokens, seed=self.seed, dtype=dtype,
-        )  # fmt: skip
+        options = {
+            "base": self.base, "output": "unused", "data": [{"path": self.data or "unused"}], "max_k": self.max_k,
+            "lora_rank": self.lora_rank, "steps": self.steps + 1, "batch_size": self.batch_size,
+            "max_tokens": self.max_tokens, "max_rest_tokens": self.max_rest_tokens, "seed": self.seed, "dtype": dtype,
+        }  # fmt: skip
+        return TrainConfig.parse(options)
 
 
 def all_conditions(max_k: int, folder: str) -> dict[str, dict[str, Any]]:
@@ -101,9 +99,6 @@ def all_conditions(max_k: int, folder: str) -> dict[str, dict[str, Any]]:
         conditions[OBSERVED] = conditions[KEPT] | {"observers": 8, "observation_weight": 0.3}
     for name in [name for name in conditions if name.startswith("frozen")]:
         conditions[name + AGAIN] = conditions[name] | {"teacher_cache": f"{folder}/{name}"}
-    for name in ("plain", "frozen", OBSERVED):
-        if name in conditions:
-            conditions[name + COMPILED] = conditions[name] | {"compile": True}
     return conditions
 
 
@@ -158,7 +153,7 @@ def ask(objective: loop.Objective, batches: list[Fields]) -> None:
 
 def create(config: TrainConfig, condition: dict[str, Any]) -> loop.Objective:
     """A condition's model and loss, with its own copy of the base."""
-    changed = replace(config, **condition)
+    changed = config.replace(**condition)
     return loop.Objective(loop.create_checkpoint(changed), changed).train()
 
 
@@ -194,7 +189,7 @@ def make_batches(
 
 def stepper(objective: loop.Objective, batches: list[Fields]) -> Callable[[], None]:
     """A call that trains on the next batch. Plain fine-tuning has no gist tokens, not even hidden ones."""
-    if objective.options.condition == Condition.POSITIVE:
+    if objective.options.condition == "positive":
         batches = [{**batch, "k": torch.zeros_like(batch["k"])} for batch in batches]
     parameters = list(objective.trainable().values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)

@@ -28,7 +28,7 @@ from measure import command, interleaved, paired_ratio, spread
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from training_conditions import AGAIN, COMPILED, KEPT, OBSERVED, Facts, Settings, all_conditions, prepare
+from training_conditions import AGAIN, KEPT, OBSERVED, Facts, Settings, all_conditions, prepare
 
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
@@ -44,11 +44,6 @@ RATIOS = {
     ("paper", "plain"): 1.0,
     ("paper_lora", "plain_lora"): 1.0,
     ("frozen", "plain_lora"): None,
-    ("frozen" + COMPILED, "plain" + COMPILED): 2.0,
-    (OBSERVED + COMPILED, "plain" + COMPILED): 2.0,
-    ("plain" + COMPILED, "plain"): None,
-    ("frozen" + COMPILED, "frozen"): None,
-    (OBSERVED + COMPILED, OBSERVED): None,
 }
 """Speeds that are compared, each with the project's target."""
 

@@ -52,7 +52,7 @@ def data_options() -> str:
 
 
 def options(path: Path, name: str) -> str:
-    """A dataclass's fields with their defaults and the docstrings beneath them."""
+    """A class's fields with their defaults and the docstrings beneath them."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kind = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     rows = []
@@ -67,13 +67,13 @@ def options(path: Path, name: str) -> str:
 
 def default(value: ast.expr | None) -> str:
     """A field's default as it would stand in a recipe."""
-    if value is None or isinstance(value, ast.Call):  # a list that must not be empty
+    if value is None:
         return "required"
     if isinstance(value, ast.Attribute):  # Recipe.FROZEN
         return f"`{value.attr.lower()}`"
     words = {"None": "`null`", "True": "`true`", "False": "`false`", "''": "empty"}
     text = ast.unparse(value)
-    return words.get(text, f"`{text}`")
+    return words.get(text, "`" + text.strip("'") + "`")
 
 
 def layers() -> str:

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from gistlm.errors import DataError, GistlmError
 from gistlm.files import write_atomically
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 
 Record = dict[str, Any]
 
@@ -64,7 +64,7 @@ def read_plan(path: Path) -> tuple[Record, list[Record]]:
     if len(set(names)) < len(names):
         raise DataError(f"{path} has two runs of one name: {', '.join(names)}")
     for run in runs:
-        parse_config({**base, **run, "output": "-"}, f"{path}, {run['name']}")
+        TrainConfig.parse({**base, **run, "output": "-"}, f"{path}, {run['name']}")
     return base, runs
 
 

@@ -253,7 +253,8 @@ def runs_of(card: str) -> list[str]:
 def one_run(recipe: Path, training: dict[str, Any]) -> str:
     """What a run trained on, for people."""
     config = training["config"]
-    last, batch = config["stop_after"] or config["steps"], config["batch_size"] * training.get("processes", 1)
+    last = config.get("stop_after") or config["steps"]  # runs of older versions could end early
+    batch = config["batch_size"] * training.get("processes", 1)
     return (
         f"Recipe `{recipe}`: {last} steps of {batch} rows on the learning rates of {config['steps']},\n"
         f"{training['tokens']:,} tokens of prompts, inputs and outputs, seed {config['seed']}."

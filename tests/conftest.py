@@ -79,7 +79,7 @@ socket.socket.connect_ex = _guarded_connect(socket.socket.connect_ex)
 socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
 
 
-SLOWEST = ("test_distributed", "test_benchmarks", "test_default_model", "test_compile", "test_encoder_exactness")
+SLOWEST = ("test_distributed", "test_benchmarks", "test_default_model", "test_encoder_exactness")
 """Modules that take longest: they come first, so that no worker is left with one when the others have finished."""
 
 

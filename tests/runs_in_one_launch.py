@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from rich.console import Console
 
 from gistlm.training import loop, saves, validation
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 from gistlm.training.progress import TrainingProgress
 
 _init = PartialState.__init__
@@ -44,6 +44,6 @@ if __name__ == "__main__":
         ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would compile a sum of its own; gloo's serves
     for recipe in json.loads(sys.argv[1]):
         with TrainingProgress(Console(stderr=True)) as progress:
-            loop.train(parse_config(recipe), [progress])
+            loop.train(TrainConfig.parse(recipe), [progress])
         AcceleratorState._reset_state()  # DeepSpeed's engine is of one run
     torch.distributed.destroy_process_group()

@@ -31,7 +31,7 @@ from gistlm.engines.base import Sampling
 from gistlm.gisting.mask import cross_attention_mask, decoder_mask, encoder_mask
 from gistlm.gisting.placement import Condition, Part
 from gistlm.training import loop
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -216,7 +216,7 @@ def test_the_artefact_page_names_exactly_what_a_trained_checkpoint_holds(reader:
 
 def test_the_training_page_shows_a_recipe_and_rows_that_can_be_read(tmp_path: Path) -> None:
     page = ROOT / "docs" / "training.md"
-    assert parse_config(yaml.safe_load(blocks(page, "yaml")[0])).output == "runs/mine"
+    assert TrainConfig.parse(yaml.safe_load(blocks(page, "yaml")[0])).output == "runs/mine"
     rows = tmp_path / "rows.jsonl"
     rows.write_text(blocks(page, "json")[0], encoding="utf-8")
     assert len(read_rows(str(rows))) == len(rows.read_text().splitlines())

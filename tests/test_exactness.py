@@ -33,7 +33,7 @@ from gistlm.models.config import Recipe
 from gistlm.models.loading import load_base
 from gistlm.models.transformers_compat import CACHE
 from gistlm.training.batches import collate, tokenize
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 from gistlm.training.loop import train
 from gistlm.training.objectives import passes_of
 
@@ -514,7 +514,7 @@ def test_frozen_training_leaves_every_byte_of_the_base_and_changes_the_adapter(t
     untrained = Checkpoint.create(str(base), CheckpointOptions(Recipe.FROZEN, max_k=4, lora_rank=4), device="cpu")
     before = {path.name: path.read_bytes() for path in base.iterdir()}
 
-    model = GistModel.from_pretrained(train(parse_config({**options, **few})), device="cpu")
+    model = GistModel.from_pretrained(train(TrainConfig.parse({**options, **few})), device="cpu")
 
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
     stock = tiny_model("llama").state_dict()

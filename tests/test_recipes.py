@@ -280,7 +280,7 @@ def test_an_ablation_with_an_unknown_option_is_refused_before_anything_is_traine
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(values))
     made = script("ablate.py", tmp_path / "plan.yaml", *asked(plan)[1:], "--out", tmp_path / "out")
     assert made.returncode == 1
-    assert "rank 4 has no option 'lora_size'" in made.stderr
+    assert "rank 4: no option 'lora_size'" in made.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -366,7 +366,7 @@ def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint
     shutil.copytree(root / "checkpoints" / "smollm2-135m", run)
     (run / "README.md").unlink()
     config = {
-        "name": "mine", "steps": 5, "stop_after": None, "batch_size": 2, "seed": 0, "max_k": 16, "kept": 15,
+        "name": "mine", "steps": 5, "batch_size": 2, "seed": 0, "max_k": 16, "kept": 15,
         "lora_rank": 48, "lora_modules": "attention", "anchored": True, "max_tokens": 288, "observation_weight": 0.3,
     }  # fmt: skip
     figures = {"config": config, "processes": 1, "tokens": 7, "rows_left_out": 0, "base_unchanged": True}

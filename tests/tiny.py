@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from gistlm.models.adapter import LoraModules, adapter_weights, add_lora
 from gistlm.models.checkpoint import Checkpoint, CheckpointOptions, describe_base
 from gistlm.models.config import CheckpointConfig, Recipe
-from gistlm.models.embeddings import Initial, initial_embeddings
+from gistlm.models.embeddings import initial_embeddings
 from gistlm.models.loading import fingerprint_weights
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
 
@@ -234,7 +234,7 @@ def tiny_checkpoint(
         ),
         reader,
         writer,
-        initial_embeddings(reader, max_k - kept, 1, Initial.SPREAD),
+        initial_embeddings(reader, max_k - kept, 1, anchored=False),
         PromptTokenizer(tiny_tokenizer(), prompt_format),
     )
 

@@ -13,7 +13,6 @@ import argparse
 import collections
 import random
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def main() -> None:
     """A step without counting, then one with it."""
     options = parse()
     config = read_config(FOLDER / "train.yaml")
-    config = replace(config, device="cpu", batch_size=options.batch)
+    config = config.replace(device="cpu", batch_size=options.batch)
     objective = Objective(create_checkpoint(config), config).train()
     batches = make_batches(objective, options)
     step(objective, batches[0])

@@ -20,7 +20,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -67,9 +66,9 @@ def run(options: Any) -> None:
         config, tokens = tiny_run(options.work)
     else:
         unpack(options.work)
-        config = replace(read_config(FOLDER / "train.yaml"), start=options.start, output=str(options.work / "run"))
+        config = read_config(FOLDER / "train.yaml").replace(start=options.start, output=str(options.work / "run"))
         tokens = Tokenized.load(options.work / "rows.safetensors")
-    config = replace(config, batch_size=options.batch or config.batch_size)
+    config = config.replace(batch_size=options.batch or config.batch_size)
     config, plan = planned(config, tokens, options, began)
     clock = Clock(began + 60 * options.minutes - options.reserve)
     folder = train(config, [clock], tokens)
@@ -121,7 +120,7 @@ def planned(config: TrainConfig, tokens: Tokenized, options: Any, began: float) 
         plan: dict[str, Any] = json.loads(path.read_text())
     else:
         clock = Clock(math.inf)
-        tried = replace(config, output=str(options.work / "tried"), steps=TRIED, save_every=TRIED)
+        tried = config.replace(output=str(options.work / "tried"), steps=TRIED, save_every=TRIED)
         train(tried, [clock], tokens._replace(validation=tokens.validation.of([])))
         examples = tokens.training.examples
         tokens_per_step = config.batch_size * sum(example.tokens for example in examples) / len(examples)
@@ -129,7 +128,7 @@ def planned(config: TrainConfig, tokens: Tokenized, options: Any, began: float) 
         left = options.calls * (60 * options.minutes - options.reserve) - (time.monotonic() - began)
         plan = {"steps": max(TRIED, int(PLANNED * left / seconds)), "seconds_per_step": seconds}
         path.write_text(json.dumps(plan))
-    return replace(config, steps=plan["steps"]), plan
+    return config.replace(steps=plan["steps"]), plan
 
 
 class Clock(TrainerCallback):
@@ -194,8 +193,7 @@ def tiny_run(work: Path) -> tuple[TrainConfig, Tokenized]:
     rows.write_text(
         "".join(json.dumps({"prompt": text, "input": "now?", "output": "at once"}) + "\n" for text in texts)
     )
-    config = replace(
-        read_config(FOLDER / "train.yaml", {"data": [{"path": str(rows)}], "exclude": None}),
+    config = read_config(FOLDER / "train.yaml", {"data": [{"path": str(rows)}], "exclude": None}).replace(
         base=str(save_tiny(work / "base", "llama")),
         start=None,
         output=str(work / "run"),

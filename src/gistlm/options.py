@@ -1,4 +1,4 @@
-"""Plain values as strict pydantic models whose mistakes are one sentence; knows no option itself and loads no torch.
+"""Options as strict pydantic models whose mistakes are one sentence; knows no option itself and loads no torch.
 
 Strict: `True` is no number and "3" no whole number. Only a `Number` may be text, for YAML 1.1 reads 1e-4 as one.
 """

@@ -66,6 +66,9 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "a bad option": (["generate", "-t", "-1", "hi"], 1, "temperature must be"),
     "a missing recipe": (["train", "none.yaml"], 1, "none.yaml"),
     "a recipe in wrong UTF-8": (["train", "latin1.txt"], 1, "latin1.txt"),
+    "a recipe with an unknown option": (["train", "recipe.yaml", "--set", "stepps=3"], 1, "no option 'stepps'"),
+    "a recipe with an impossible option": (["train", "recipe.yaml", "--set", "steps=0"], 1, "steps must be greater"),
+    "a recipe whose options do not agree": (["train", "recipe.yaml", "--set", "kept=16"], 1, "kept must be from 0 to"),
     "evaluation of an unknown checkpoint": (["eval", "-m", "none"], 1, "no checkpoint 'none'"),
     "evaluation at an impossible k": (["eval", "-m", "tiny", "-k", "1,99"], 1, "from 1 to 16"),
     "evaluation on a missing file": (["eval", "-m", "tiny", "--data", "none.jsonl"], 1, "none.jsonl does not exist"),
@@ -88,6 +91,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     for name, text in {"prompt": "Answer in rhymes.", "empty": " \n", "long": "x" * 6000}.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     (folder / "latin1.txt").write_bytes(b"caf\xe9")
+    (folder / "recipe.yaml").write_text("{base: tiny/base, output: out, data: [{path: rows.jsonl}]}")
     before = sorted(path for path in folder.rglob("*"))
     environment: Any = {**os.environ, "PYTHONPATH": SOURCES}
     ran = subprocess.run(

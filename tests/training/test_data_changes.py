@@ -12,12 +12,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
+from transformers import TrainerCallback
 
 from gistlm.data.rows import Row
 from gistlm.data.sources import hash_rows
 from gistlm.errors import InputError
 from gistlm.training import saves
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 from gistlm.training.loop import train
 
 RECIPE: dict[str, Any] = {
@@ -46,6 +47,16 @@ def row(number: int, **changed: str) -> str:
 ROWS = [row(number) for number in range(20)]
 
 
+class Stop(TrainerCallback):
+    """Ends a run after a step, with a save, as a limit of time does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_training_stop = state.global_step == self.step
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, data, and their run: stopped at step 2 of 4 in "out", whole in "whole"."""
@@ -55,8 +66,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "eval.jsonl").write_text(row(0) + row(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
-        train(parse_config(RECIPE | {"stop_after": 2}))
-        train(parse_config(RECIPE | {"output": "whole"}))
+        train(TrainConfig.parse(RECIPE), [Stop(2)])
+        train(TrainConfig.parse(RECIPE | {"output": "whole"}))
     return made
 
 
@@ -94,30 +105,30 @@ def test_a_run_whose_data_changed_is_refused_and_nothing_of_it_is_written(rows: 
     before = contents(folder)
     (folder / "rows.jsonl").write_text("".join(rows))
     with pytest.raises(InputError, match=REFUSED):
-        train(parse_config(RECIPE))
+        train(TrainConfig.parse(RECIPE))
     assert contents(folder) == before
 
     (folder / "rows.jsonl").write_text("".join(ROWS))  # and put back, it goes on
-    assert losses(train(parse_config(RECIPE))) == losses(folder / "whole")
+    assert losses(train(TrainConfig.parse(RECIPE))) == losses(folder / "whole")
 
 
 def test_changed_evaluation_data_counts_where_it_leaves_out_other_rows(folder: Path) -> None:
     (folder / "eval.jsonl").write_text(row(0) + row(1) + row(2))
     with pytest.raises(InputError, match=REFUSED):
-        train(parse_config(RECIPE))
+        train(TrainConfig.parse(RECIPE))
     (folder / "eval.jsonl").write_text(row(1) + row(0) + row(99, input="far from any row"))
-    assert losses(train(parse_config(RECIPE))) == losses(folder / "whole")
+    assert losses(train(TrainConfig.parse(RECIPE))) == losses(folder / "whole")
 
 
 def test_a_finished_run_whose_data_changed_is_refused_too(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join([*ROWS, row(20)]))
     with pytest.raises(InputError, match=r"^whole/run holds a run on other data"):
-        train(parse_config(RECIPE | {"output": "whole"}))
+        train(TrainConfig.parse(RECIPE | {"output": "whole"}))
 
 
 def test_other_bytes_that_give_the_same_rows_are_the_same_data(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("\n".join(ROWS) + '{"prompt": "no answer", "output": ""}\n')
-    assert losses(train(parse_config(RECIPE))) == losses(folder / "whole")
+    assert losses(train(TrainConfig.parse(RECIPE))) == losses(folder / "whole")
 
 
 def test_saves_of_an_older_gistlm_go_on_and_the_log_says_that_the_data_was_not_compared(
@@ -126,7 +137,7 @@ def test_saves_of_an_older_gistlm_go_on_and_the_log_says_that_the_data_was_not_c
     caplog.set_level("INFO", logger="gistlm")
     weights = folder / "out" / "run" / "checkpoint-2" / saves.WEIGHTS
     save_file(load_file(weights), weights, {"tokens": str(saves.read_tokens(weights.parent))})
-    assert losses(train(parse_config(RECIPE))) == losses(folder / "whole")
+    assert losses(train(TrainConfig.parse(RECIPE))) == losses(folder / "whole")
     said = [message for message in caplog.messages if "older gistlm" in message]
     assert said == ["an older gistlm made the saves in out/run; whether the data has changed could not be checked"]
     with safe_open(folder / "out" / "run" / "checkpoint-4" / saves.WEIGHTS, "pt") as file:
@@ -136,7 +147,7 @@ def test_saves_of_an_older_gistlm_go_on_and_the_log_says_that_the_data_was_not_c
 def test_the_log_says_how_many_rows_are_too_long(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="gistlm")
     (folder / "rows.jsonl").write_text("".join([*ROWS, row(20, input="what? " * 500)]))
-    train(parse_config(RECIPE | {"output": "other", "stop_after": 1}))
+    train(TrainConfig.parse(RECIPE | {"output": "other", "steps": 1}))
     assert "1 of 19 rows left out: longer than max_tokens or max_rest_tokens" in caplog.messages
 
 

@@ -32,9 +32,9 @@ from gistlm.gisting.placement import Placement
 from gistlm.models.checkpoint import ADAPTER_WEIGHTS
 from gistlm.models.config import EMBEDDINGS
 from gistlm.training.batches import Collator, Draws, Example, Examples
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 from gistlm.training.loop import Objective, _finish, train
-from gistlm.training.objectives import weighted_mean
+from gistlm.training.objectives import output_mean
 from gistlm.training.saves import check_same_run, last_save
 from gistlm.training.start import create_checkpoint
 
@@ -44,7 +44,7 @@ ROWS_A_STEP = 8
 SECONDS = 240
 """Enough for a machine that is busy with other things; alone it takes a twentieth."""
 RECIPES: dict[str, dict[str, Any]] = {
-    "frozen": {"recipe": "frozen", "input_weight": 0.2, "cross_entropy_weight": 0.5},
+    "frozen": {"recipe": "frozen", "cross_entropy_weight": 0.5},
     "kept": {"recipe": "frozen", "kept": 3, "observers": 2, "observation_weight": 0.3},
     "paper": {"recipe": "paper"},
     "every weight": {"recipe": "paper", "lora_rank": None},
@@ -59,7 +59,7 @@ WORKER = """
 import json, os, signal, sys
 from transformers import TrainerCallback
 from gistlm.training import loop, saves, validation
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 
 def refuse(*args, **options):
     raise AssertionError("only the main process writes")
@@ -73,8 +73,8 @@ if os.environ["RANK"] != "0":
     saves.save_file = loop.write_atomically = loop.Checkpoint.save_pretrained = validation.write_atomically = refuse
 *whole, killed = json.loads(sys.argv[1])
 for options in whole:
-    loop.train(parse_config(options))
-loop.train(parse_config(killed), [Kill()])
+    loop.train(TrainConfig.parse(options))
+loop.train(TrainConfig.parse(killed), [Kill()])
 """
 
 
@@ -156,7 +156,7 @@ def figures(folder: Path, name: str) -> dict[str, Any]:
 def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """The figures of every recipe by one process."""
     for name in RECIPES:
-        train(parse_config(options(folder, name, 1, f"{name} by 1")))
+        train(TrainConfig.parse(options(folder, name, 1, f"{name} by 1")))
     return {name: figures(folder, f"{name} by 1") for name in RECIPES}
 
 
@@ -236,7 +236,7 @@ def test_the_command_leaves_no_process_group_whose_threads_could_abort_its_end(
 @pytest.mark.usefixtures("shared")
 def test_a_run_goes_on_with_as_many_processes_as_it_began_with(folder: Path) -> None:
     with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
-        train(parse_config(options(folder, "frozen", PROCESSES, "frozen by 2")))
+        train(TrainConfig.parse(options(folder, "frozen", PROCESSES, "frozen by 2")))
 
 
 def page_configurations() -> list[str]:
@@ -302,7 +302,7 @@ def test_deepspeed_has_the_losses_of_one_process_and_resumes(
         assert (output / "run" / f"checkpoint-{STEPS}" / "latest").exists()  # an engine's save, not DDP's
         assert json.loads((output / "run" / "recipe.json").read_text())["zero_stage"] == 2
     with pytest.raises(InputError, match="another recipe, number of processes, DeepSpeed stage"):
-        check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
+        check_same_run(TrainConfig.parse(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
     for save in (output / "run").glob("checkpoint-*"):
         shard = next(save.glob("global_step*/*.pt"))
         shard.write_bytes(shard.read_bytes()[: -shard.stat().st_size // 2])
@@ -316,7 +316,7 @@ def test_deepspeed_s_third_stage_is_refused_before_a_model_is_loaded(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(InputError, match="zero_stage 3 leaves each process a part of the weights"):
-        train(parse_config(options(folder, "paper", 1, "never") | {"base": "missing"}))
+        train(TrainConfig.parse(options(folder, "paper", 1, "never") | {"base": "missing"}))
     assert not (folder / "never").exists()
 
 
@@ -328,7 +328,7 @@ def fsdp_runs(folder: Path) -> None:
 @pytest.mark.parametrize("recipe", ["frozen", "paper"])
 def test_fsdp_takes_a_model_s_layers_one_by_one(folder: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    config = parse_config(options(folder, recipe, 1, "never by fsdp"))
+    config = TrainConfig.parse(options(folder, recipe, 1, "never by fsdp"))
     objective = Objective(create_checkpoint(config), config)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     plugin.set_auto_wrap_policy(objective)
@@ -363,7 +363,7 @@ def test_fsdp_has_the_losses_of_one_process_and_resumes(
         size = sum(path.stat().st_size for path in save.iterdir())
         assert size < 200_000 or name == "every weight"  # no weights that the run does not change
     with pytest.raises(InputError, match="or with or without FSDP"):
-        check_same_run(parse_config(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
+        check_same_run(TrainConfig.parse(options(folder, name, PROCESSES, output.name)), output / "run", PROCESSES)
     for state in (output / "run").glob("checkpoint-*/optimizer.bin"):
         state.write_bytes(state.read_bytes()[: -state.stat().st_size // 2])
     assert last_save(output / "run") is None
@@ -391,7 +391,7 @@ def test_other_options_of_fsdp_are_refused_before_anything_is_written(
         monkeypatch.setenv(option.upper(), str(given))
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=complaint):
-        train(parse_config(options(folder, "paper", 1, "never by fsdp")))
+        train(TrainConfig.parse(options(folder, "paper", 1, "never by fsdp")))
     assert not (folder / "never by fsdp").exists()
 
 
@@ -400,7 +400,7 @@ def test_under_fsdp_no_checkpoint_is_written_from_another_base_than_was_trained(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when its folder has changed meanwhile: the main process reads it again."""
-    config = parse_config(options(folder, "frozen", 1, "frozen by 1"))
+    config = TrainConfig.parse(options(folder, "frozen", 1, "frozen by 1"))
     objective = Objective(create_checkpoint(config), config)
     trainer = Namespace(
         model=objective, args=Namespace(should_save=True, output_dir=f"{config.output}/run", world_size=2),
@@ -454,18 +454,18 @@ def test_a_row_s_k_does_not_depend_on_its_batch_and_changes_between_passes() -> 
     assert len(set(whole)) > 2
 
 
-def test_every_row_is_in_one_process_s_share() -> None:
+def test_every_row_falls_to_one_process() -> None:
     examples = object.__new__(Examples)
     examples.examples = [Example([row], [2, 3], 1) for row in range(5)]
-    shares = [examples.share(process, 3) for process in range(3)]
-    assert [len(share) for share in shares] == [2, 2, 1]
-    assert sorted(example.prompt[0] for share in shares for example in share.examples) == list(range(5))
+    parts = [examples.of_process(process, 3) for process in range(3)]
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert sorted(example.prompt[0] for part in parts for example in part.examples) == list(range(5))
     assert len(examples) == 5
 
 
-def test_a_weighted_mean_is_over_tokens_and_leaves_out_those_without_weight() -> None:
-    weights = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
-    assert weighted_mean(torch.tensor([1.0, 2.0, 4.0]), weights) == pytest.approx((1 + 1 + 4) / 2.5)
+def test_a_mean_is_over_the_outputs_of_all_rows() -> None:
+    is_output = torch.tensor([[False, True], [True, True]])
+    assert output_mean(torch.tensor([1.0, 2.0, 6.0]), is_output) == pytest.approx(3.0)
 
 
 def test_no_row_is_drawn_a_gist_that_would_keep_tokens_alone() -> None:

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, random_text, save_tiny, tiny_checkpoint
 from torch import Tensor
+from transformers import TrainerCallback
 
 from gistlm.data.rows import Row
 from gistlm.errors import InputError, UnsupportedModelError
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch, Example, collate, tokenize
-from gistlm.training.config import parse_config
+from gistlm.training.config import TrainConfig
 from gistlm.training.decoder_passes import DecoderPasses
 from gistlm.training.loop import train
 from gistlm.training.objectives import Weights, frozen_loss, passes_of
@@ -37,11 +38,11 @@ def examples_of(checkpoint: Checkpoint, lengths: list[tuple[int, int, int]]) -> 
 
 
 def loss_and_gradients(
-    checkpoint: Checkpoint, batch: Batch, share: Weights, teacher: Teacher | None
+    checkpoint: Checkpoint, batch: Batch, weights: Weights, teacher: Teacher | None
 ) -> tuple[float, list[Tensor]]:
     trained = [each for each in checkpoint.writer.parameters() if each.requires_grad] + [checkpoint.gist_embeddings]
     checkpoint.gist_embeddings.requires_grad_(True)
-    loss = frozen_loss(passes_of(checkpoint), batch, share, teacher)
+    loss = frozen_loss(passes_of(checkpoint), batch, weights, teacher)
     gradients = torch.autograd.grad(loss, trained, allow_unused=True)
     return loss.item(), [each for each in gradients if each is not None]
 
@@ -66,7 +67,7 @@ def test_losses_and_gradients_are_those_of_asking_again(
     """Of rows that are all new, all known, and of both kinds; of other numbers of gist tokens too."""
     checkpoint = tiny_checkpoint(kind, max_k=4, kept=kept)
     examples = examples_of(checkpoint, [(30, 5, 9), (80, 0, 20), (3, 40, 2), (55, 12, 31)])
-    share = Weights(input=0.0 if kind == "t5" else 0.3, observation=0.5 if kept else 0.0)
+    weights = Weights(observation=0.5 if kept else 0.0)
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     asked = counted(teacher, monkeypatch)
     steps: list[tuple[list[int], list[int], int]] = [
@@ -74,9 +75,9 @@ def test_losses_and_gradients_are_those_of_asking_again(
     ]  # fmt: skip
     for rows, k, new in steps:
         batch = collate([examples[row] for row in rows], k)
-        loss, gradients = loss_and_gradients(checkpoint, batch, share, None)
+        loss, gradients = loss_and_gradients(checkpoint, batch, weights, None)
         before = sum(asked)
-        kept_loss, kept_gradients = loss_and_gradients(checkpoint, batch, share, teacher)
+        kept_loss, kept_gradients = loss_and_gradients(checkpoint, batch, weights, teacher)
         assert sum(asked) - before == new
         assert kept_loss == pytest.approx(loss, rel=1e-4)
         for mine, theirs in zip(kept_gradients, gradients, strict=True):
@@ -87,20 +88,17 @@ def test_losses_and_gradients_are_those_of_asking_again(
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(0, 20), st.integers(1, 200)), min_size=1, max_size=5),
     st.sets(st.integers(0, 4)),
-    st.sampled_from([0.0, 0.5]),
 )
-def test_whatever_is_known_already_the_loss_is_the_same(
-    lengths: list[tuple[int, int, int]], known: set[int], input_weight: float
-) -> None:
+def test_whatever_is_known_already_the_loss_is_the_same(lengths: list[tuple[int, int, int]], known: set[int]) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
-    examples, share = examples_of(checkpoint, lengths), Weights(input=input_weight, observation=0.2)
+    examples, weights = examples_of(checkpoint, lengths), Weights(observation=0.2)
     with TemporaryDirectory() as folder:
         teacher = Teacher(passes_of(checkpoint), folder)
         for row in known & set(range(len(examples))):
-            frozen_loss(teacher.passes, collate([examples[row]], [2]), share, teacher)
+            frozen_loss(teacher.passes, collate([examples[row]], [2]), weights, teacher)
         batch = collate(examples, [4] * len(examples))
-        loss = frozen_loss(teacher.passes, batch, share, teacher)
-    torch.testing.assert_close(loss, frozen_loss(teacher.passes, batch, share), atol=1e-5, rtol=1e-4)
+        loss = frozen_loss(teacher.passes, batch, weights, teacher)
+    torch.testing.assert_close(loss, frozen_loss(teacher.passes, batch, weights), atol=1e-5, rtol=1e-4)
 
 
 def shorten(path: Path) -> None:
@@ -136,14 +134,14 @@ def test_a_file_that_is_not_the_row_s_is_made_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
-    share, batch = Weights(observation=0.5), collate(examples_of(checkpoint, [(30, 5, 9), (20, 5, 9)]), [4, 4])
+    weights, batch = Weights(observation=0.5), collate(examples_of(checkpoint, [(30, 5, 9), (20, 5, 9)]), [4, 4])
     teacher = Teacher(passes_of(checkpoint), tmp_path)
-    loss = frozen_loss(teacher.passes, batch, share, teacher)
+    loss = frozen_loss(teacher.passes, batch, weights, teacher)
     first, second = sorted(tmp_path.glob("*/*.safetensors"))
     DAMAGE[damage](first)
     asked = counted(teacher, monkeypatch)
     for rows in ([2], []):
-        torch.testing.assert_close(frozen_loss(teacher.passes, batch, share, teacher), loss, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(frozen_loss(teacher.passes, batch, weights, teacher), loss, atol=1e-5, rtol=1e-4)
         assert asked == rows
         asked.clear()
     assert sorted(tmp_path.glob("*/*")) == [first, second], "nothing else is left in the folder"
@@ -156,14 +154,14 @@ def test_runs_of_other_weights_ask_once_each_and_share_a_folder(
     batch = collate(examples_of(checkpoint, [(30, 5, 9)]), [4])
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     asked = counted(teacher, monkeypatch)
-    watched, with_input = Weights(observation=1.0), Weights(input=0.5)
-    for share, rows in ((Weights(), 1), (watched, 2), (with_input, 3), (Weights(), 3), (watched, 3), (with_input, 3)):
-        frozen_loss(teacher.passes, batch, share, teacher)
+    plain, watched, answered = Weights(), Weights(observation=1.0), Weights(cross_entropy=0.5)
+    for weights, rows in ((plain, 1), (watched, 2), (answered, 2), (plain, 2), (watched, 2)):
+        frozen_loss(teacher.passes, batch, weights, teacher)
         assert len(asked) == rows
 
 
 def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    share, lengths = Weights(), [(30, 5, 9)]
+    weights, lengths = Weights(), [(30, 5, 9)]
     made = [tiny_checkpoint("llama", max_k=4, opening_visible=place != 4) for place in range(5)]
     base = made[1].config.bases[0]
     made[1].config = made[1].config.replace(bases=[base.replace(weights="another")])
@@ -172,26 +170,26 @@ def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> 
     for files, checkpoint in enumerate(made, 1):
         teacher = Teacher(passes_of(checkpoint), tmp_path)
         for _ in range(2):
-            frozen_loss(teacher.passes, collate(examples_of(checkpoint, lengths), [4]), share, teacher)
+            frozen_loss(teacher.passes, collate(examples_of(checkpoint, lengths), [4]), weights, teacher)
         assert len([*tmp_path.glob("*/*")]) == files
     example = examples_of(made[0], lengths)[0]
     of_another_end = Example(example.prompt, example.rest, example.output_length - 1)
     teacher = Teacher(passes_of(made[0]), tmp_path)
-    frozen_loss(teacher.passes, collate([of_another_end], [4]), share, teacher)
+    frozen_loss(teacher.passes, collate([of_another_end], [4]), weights, teacher)
     assert len([*tmp_path.glob("*/*")]) == 6
 
 
 def test_a_much_shorter_new_row_beside_a_known_one(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
     known, new = examples_of(checkpoint, [(30, 5, 300), (9, 1, 1)])
-    for share in (Weights(), Weights(input=0.3, observation=0.5)):
+    for weights in (Weights(), Weights(observation=0.5)):
         teacher = Teacher(passes_of(checkpoint), tmp_path)
-        frozen_loss(teacher.passes, collate([known], [4]), share, teacher)
+        frozen_loss(teacher.passes, collate([known], [4]), weights, teacher)
         batch = collate([new, known], [4, 4])
-        expected = frozen_loss(teacher.passes, batch, share)
+        expected = frozen_loss(teacher.passes, batch, weights)
         for _ in range(2):
             torch.testing.assert_close(
-                frozen_loss(teacher.passes, batch, share, teacher), expected, atol=1e-5, rtol=1e-4
+                frozen_loss(teacher.passes, batch, weights, teacher), expected, atol=1e-5, rtol=1e-4
             )
 
 
@@ -231,7 +229,7 @@ def test_a_run_of_several_passes_asks_once_for_each_row_and_another_run_never(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def losses(name: str, **options: Any) -> list[float]:
-        folder = train(parse_config({**recipe, "output": str(tmp_path / name), **options}))
+        folder = train(TrainConfig.parse({**recipe, "output": str(tmp_path / name), **options}))
         found: list[float] = json.loads((folder / "training.json").read_text())["losses"]
         return found
 
@@ -255,9 +253,13 @@ def test_a_run_of_several_passes_asks_once_for_each_row_and_another_run_never(
 
 
 def test_a_run_may_go_on_with_a_cache_that_it_began_without(recipe: dict[str, Any], tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = control.should_training_stop = state.global_step == 4
+
     options = {**recipe, "output": str(tmp_path / "run")}
-    train(parse_config({**options, "stop_after": 4}))
-    train(parse_config({**options, "teacher_cache": str(tmp_path / "cache")}))
+    train(TrainConfig.parse(options), [Stop()])
+    train(TrainConfig.parse({**options, "teacher_cache": str(tmp_path / "cache")}))
     assert len(json.loads((tmp_path / "run" / "training.json").read_text())["losses"]) == 9
     assert len([*(tmp_path / "cache").glob("*/*.safetensors")]) == 6
 
@@ -269,7 +271,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training_and_during_it(
     taken.write_text("")
     for folder in (str(taken), str(taken / "inside"), "a\0b"):
         with pytest.raises(InputError, match=r"cannot write to teacher_cache .*; name another folder"):
-            train(parse_config({**recipe, "output": str(tmp_path / "out"), "teacher_cache": folder}))
+            train(TrainConfig.parse({**recipe, "output": str(tmp_path / "out"), "teacher_cache": folder}))
     checkpoint = tiny_checkpoint("llama", max_k=4)
     teacher = Teacher(passes_of(checkpoint), tmp_path / "cache")
     (tmp_path / "cache").rmdir()
@@ -281,7 +283,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training_and_during_it(
 def test_where_it_does_not_apply_it_is_refused(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     of_paper = {"recipe": "paper", "kept": 0, "observers": 0, "observation_weight": 0.0, "output": "out"}
     with pytest.raises(InputError, match="teacher_cache is for the frozen recipe"):
-        parse_config({**recipe, **of_paper, "teacher_cache": "cache"})
+        TrainConfig.parse({**recipe, **of_paper, "teacher_cache": "cache"})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match=r"with FSDP .* leave teacher_cache out"):
         Teacher(passes_of(tiny_checkpoint("llama")), "cache")

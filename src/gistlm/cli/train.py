@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,6 @@ from gistlm.errors import InputError
 
 if TYPE_CHECKING:
     from gistlm.training.config import TrainConfig
-
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def train(
@@ -44,19 +41,16 @@ def train(
 
 def read_recipe(path: Path, settings: list[tuple[list[str], Any]]) -> TrainConfig:
     """The recipe with its settings: whole options first, then places inside them."""
-    from gistlm.training.recipe_file import read_recipe_file
+    from gistlm.training.config import TrainConfig, read_config
 
-    given = read_recipe_file(path)  # first: what is wrong with the file shows before torch is imported
-    from gistlm.training.config import parse_config
-
-    config = parse_config({**given, **{keys[0]: value for keys, value in settings if len(keys) == 1}}, str(path))
+    config = read_config(path, {keys[0]: value for keys, value in settings if len(keys) == 1})
     inner = [(keys, value) for keys, value in settings if len(keys) > 1]
     if not inner:
         return config
     values = config.to_dict()
     for keys, value in inner:
         _assign(values, keys, value)
-    return parse_config(values, str(path))
+    return TrainConfig.parse(values, str(path))
 
 
 def _parse_setting(text: str) -> tuple[list[str], Any]:
@@ -67,8 +61,6 @@ def _parse_setting(text: str) -> tuple[list[str], Any]:
     keys = key.strip().split(".")
     if not equals or not all(keys):
         raise typer.BadParameter(f"--set takes KEY=VALUE, for example --set steps=10; got {text!r}")
-    if _EXPONENT.fullmatch(value.strip()):  # YAML 1.1 takes 1e-4 for a word
-        return keys, float(value)
     try:
         return keys, yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -135,5 +127,5 @@ def _report(folder: Path) -> None:
 def _validation_row(name: str, values: dict[str, float]) -> list[str]:
     shown = {"full": "full prompt", "none": "nothing"}.get(name, f"gist, {name}")
     cells = [f"{values['nll']:.3f}", f"{values['kl']:.3f}" if "kl" in values else ""]
-    shares = [f"{values[key]:.0%}" if key in values else "" for key in ("nll_gap_closed", "kl_gap_closed")]
-    return [shown, *cells, *shares]
+    closed = [f"{values[key]:.0%}" if key in values else "" for key in ("nll_gap_closed", "kl_gap_closed")]
+    return [shown, *cells, *closed]

@@ -8,12 +8,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from gistlm.data.limits import Allowed, check_fields
+from pydantic import PositiveInt
+
 from gistlm.data.rows import Row, read_rows
 from gistlm.errors import DataError, InputError
 from gistlm.files import sha256
+from gistlm.options import Number, Options, Text
 
 logger = logging.getLogger(__name__)
 
@@ -25,38 +27,26 @@ SHORT_RUN_WORDS = 8
 """The same for evaluation rows that have fewer than RUN_WORDS words."""
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """One entry of a recipe's list of data; raises InputError when a field cannot be used."""
+class DataSource(Options):
+    """One entry of a recipe's list of data."""
 
-    path: str
+    path: Text
     """A .jsonl or .json file (either may end in .gz), a folder, or a datasets id: hf:owner/name[:split]."""
 
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Use at most this many rows, drawn at random by the seed; all when absent."""
 
-    max_chars: int | None = None
+    max_chars: PositiveInt | None = None
     """Drop rows whose prompt, input and output together have more characters than this."""
 
-    min_output_chars: int | None = None
+    min_output_chars: PositiveInt | None = None
     """Drop rows whose output has fewer characters than this: a one-word answer teaches little."""
 
     split_long_inputs: bool = False
     """Make a prompt from the leading part of the input where a row has none; else such rows are dropped."""
 
-    cross_entropy_weight: float = 0.0
+    cross_entropy_weight: Number = 0.0
     """frozen only: weight of its outputs' cross-entropy beside the recipe's, to answer better than it does."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, _ALLOWED, "a data source's ")
-
-
-_ALLOWED = {
-    "path": Allowed(str),
-    **dict.fromkeys(("limit", "max_chars", "min_output_chars"), Allowed(int, 1, optional=True)),
-    "split_long_inputs": Allowed(bool),
-    "cross_entropy_weight": Allowed(float, 0),
-}
 
 
 def load_sources(sources: Sequence[DataSource], seed: int) -> list[Row]:

@@ -36,7 +36,7 @@ from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_
 from gistlm.gisting.placement import Part, left_positions
 from gistlm.models.checkpoint import Checkpoint, check_kept
 from gistlm.models.config import Recipe
-from gistlm.models.embeddings import default_initial, initial_embeddings
+from gistlm.models.embeddings import initial_embeddings
 from gistlm.models.transformers_compat import CACHE
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
@@ -169,8 +169,8 @@ def _selected(source: Source) -> Maker:
 
 def _untrained(source: Source) -> Maker:
     known = source.checkpoint
-    initial = default_initial(known.config.anchored)
-    embeddings = initial_embeddings(known.reader, known.placement.learned, source.seed, initial)
+    anchored = known.config.anchored
+    embeddings = initial_embeddings(known.reader, known.placement.learned, source.seed, anchored=anchored)
     fresh = known.without_adapter("untrained", known.config, embeddings)
     return lambda prompts, ks: of_each_k(lambda k: compress(fresh, prompts, k), ks)
 

@@ -39,7 +39,7 @@ from gistlm.models.config import (
     settings_fingerprint,
     write_config,
 )
-from gistlm.models.embeddings import Initial, default_initial, embedding_weight, initial_embeddings
+from gistlm.models.embeddings import embedding_weight, initial_embeddings
 from gistlm.models.loading import fingerprint_weights, load_base
 from gistlm.prompt import PromptTokenizer, default_format
 
@@ -65,10 +65,6 @@ class CheckpointOptions:
     """None (`paper` only) trains every weight."""
     lora_modules: LoraModules = LoraModules.ATTENTION
     anchored: bool = False
-    opening_visible: bool | None = None
-    """Whether the template's opening stays visible beside the gist; by default under `frozen`."""
-    initial: Initial | None = None
-    """Where gist embeddings start: `SMALL` beside anchors by default, else `SPREAD`."""
     seed: int = 0
 
 
@@ -198,12 +194,11 @@ class Checkpoint:
             anchored=options.anchored,
             kept=options.kept,
         )
-        initial = options.initial or default_initial(options.anchored)
-        embeddings = initial_embeddings(reader, options.max_k - options.kept, options.seed, initial)
+        learned = options.max_k - options.kept
+        embeddings = initial_embeddings(reader, learned, options.seed, anchored=options.anchored)
         frozen = options.recipe == Recipe.FROZEN
-        visible = frozen if options.opening_visible is None else options.opening_visible
         prompt_format = default_format(tokenizer, reader.config.is_encoder_decoder)
-        prompts = PromptTokenizer(tokenizer, replace(prompt_format, opening_visible=visible))
+        prompts = PromptTokenizer(tokenizer, replace(prompt_format, opening_visible=frozen))
         writer: Any = reader
         if options.lora_rank:
             with torch.random.fork_rng():

@@ -47,17 +47,11 @@ class Batch:
         """Tokens of prompts, inputs and outputs, padding left out."""
         return int((self.prompt_parts != Part.PAD).sum() + (self.rest_parts != Part.PAD).sum())
 
-    def targets(self, input_weight: float) -> tuple[Tensor, Tensor]:
-        """The next token of every column but the last, and its weight in the loss: both [batch, M].
-
-        M covers the outputs, or the whole rest when ``input_weight`` is not zero.
-        """
-        width = self.rests.shape[1]
-        keep = width - 1 if input_weight else min(width - 1, int(self.output_lengths.max()))
-        from_end = torch.arange(keep, 0, -1, device=self.rests.device)
-        is_output = from_end <= self.output_lengths[:, None]
-        is_rest = (self.rest_parts[:, -keep - 1 : -1] != Part.PAD) & ~is_output
-        return self.rests[:, -keep:], is_output + input_weight * is_rest
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """The last M tokens, which cover the longest output, [batch, M], and which are outputs, bool [batch, M]."""
+        most = min(self.rests.shape[1] - 1, int(self.output_lengths.max()))
+        from_end = torch.arange(most, 0, -1, device=self.rests.device)
+        return self.rests[:, -most:], from_end <= self.output_lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ class Examples(Dataset[dict[str, Any]]):
         """
         return [len(example.rest) // 24 * 100_000 + len(example.prompt) for example in self.examples]
 
-    def share(self, process: int, processes: int) -> Examples:
+    def of_process(self, process: int, processes: int) -> Examples:
         """The rows that fall to one of several processes."""
         return Examples.of(self.examples[process::processes])
 

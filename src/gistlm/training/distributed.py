@@ -46,7 +46,7 @@ def check_launch() -> None:
             "DeepSpeed's zero_stage 3 leaves each process a part of the weights, and gistlm saves whole ones; "
             "launch with zero_stage: 2, or with FSDP"
         )
-    if not shares_weights():
+    if not is_sharded():
         return
     for name, (wanted, default) in _FSDP.items():
         given = os.environ.get(f"FSDP_{name}", default)
@@ -63,7 +63,7 @@ def check_launch() -> None:
         )
 
 
-def shares_weights() -> bool:
+def is_sharded() -> bool:
     """Whether each process holds a part of every weight."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
@@ -71,7 +71,7 @@ def shares_weights() -> bool:
 def launch_record(processes: int) -> dict[str, int]:
     """What a run keeps of its launch: it goes on only under the same."""
     record = {"processes": processes if processes > 1 else None, "zero_stage": _zero_stage()}
-    if shares_weights():
+    if is_sharded():
         record["fsdp_version"] = 2
     return {name: value for name, value in record.items() if value is not None}
 
@@ -83,8 +83,8 @@ def _zero_stage() -> int | None:
 
 
 def part_parameters(model: nn.Module) -> None:
-    """Give a model that shares its parameters with another one its own over the same memory: FSDP takes a parameter
-    from one place alone. Those that the model itself has in several places it still shares.
+    """Give a model its own parameters over the same memory, where another model has them too: FSDP takes a parameter
+    from one place alone. What the model itself has in several places stays one parameter.
     """
     own: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -95,7 +95,7 @@ def part_parameters(model: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A weight as it is without FSDP. Where the processes share it out, all of them must call."""
+    """A weight as it is without FSDP. Where FSDP shards it, all processes must call."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a DTensor, with FSDP alone
     return full.detach()
 
@@ -112,11 +112,11 @@ def gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 @contextmanager
 def outside_a_step(model: Any) -> Iterator[None]:
-    """Meanwhile parts of a model that FSDP shares out can be called, and it need not be called as a whole.
+    """Meanwhile parts of a model that FSDP shards can be called, and it need not be called as a whole.
 
     All processes must call the same parts in the same order, for each waits for the others' weights.
     """
-    if not shares_weights():
+    if not is_sharded():
         yield
         return
     from torch.distributed.fsdp import FSDPModule  # not every build of torch has it

@@ -29,8 +29,8 @@ from gistlm.models.config import Recipe
 from gistlm.training import saves
 from gistlm.training.batches import Batch, Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.distributed import check_launch, gather, part_parameters, shares_weights, start_moments
-from gistlm.training.objectives import frozen_loss, paper_loss, passes_of, sum_over_processes
+from gistlm.training.distributed import check_launch, gather, is_sharded, part_parameters, start_moments
+from gistlm.training.objectives import Weights, frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.start import create_checkpoint
 from gistlm.training.teacher import Teacher
 from gistlm.training.tokenized import Texts, Tokenized
@@ -50,10 +50,10 @@ class Objective(nn.Module):
         self.checkpoint = checkpoint
         self.options = config
         self.writer = checkpoint.writer
-        if shares_weights() and config.recipe == Recipe.FROZEN:  # else the reader is in the writer
+        if is_sharded() and config.recipe == Recipe.FROZEN:  # else the reader is in the writer
             part_parameters(checkpoint.reader)
             self.reader = checkpoint.reader
-        # accelerate's FSDP shares out such layers one by one
+        # accelerate's FSDP shards such layers one by one
         self._no_split_modules = checkpoint.reader._no_split_modules
         for name in LEARNED:
             setattr(self, name, getattr(checkpoint, name))
@@ -97,11 +97,12 @@ class Objective(nn.Module):
         options = self.options
         if options.recipe == Recipe.PAPER:
             with self._in_base_dtype():
-                loss = paper_loss(self.passes, batch, options.condition)
+                loss = paper_loss(self.passes, batch, Condition(options.condition))
                 if options.full_prompt_weight:
                     loss = loss + options.full_prompt_weight * paper_loss(self.passes, batch, Condition.POSITIVE)
                 return {"loss": loss}
-        return {"loss": frozen_loss(self.passes, batch, options.weights, self.teacher)}
+        weights = Weights(options.cross_entropy_weight, options.observation_weight)
+        return {"loss": frozen_loss(self.passes, batch, weights, self.teacher)}
 
 
 class GistTrainer(Trainer):
@@ -184,7 +185,7 @@ def train(
     tokens.check(config.batch_size * arguments.world_size)
     objective = Objective(checkpoint, config)
     if save is not None:
-        objective.load(save)  # before FSDP shares the weights out; DeepSpeed goes on from weights of its own
+        objective.load(save)  # before FSDP shards the weights; DeepSpeed goes on from weights of its own
     measure = Validation(checkpoint, tokens.validation, config)
     trainer = GistTrainer(
         model=objective,
@@ -195,7 +196,7 @@ def train(
     )
     trainer.data_hash = tokens.data_hash
     trainer.remove_callback(PrinterCallback)
-    if save is not None and saves.step_of(save) >= config.last_step:
+    if save is not None and saves.step_of(save) >= config.steps:
         trainer.state = TrainerState.load_from_json(str(save / saves.STATE))  # only the end was missing
     else:
         trainer.train(resume_from_checkpoint=None if save is None else str(save))
@@ -208,7 +209,7 @@ def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(run),
-        max_steps=config.last_step,
+        max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
@@ -240,7 +241,7 @@ def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
         )
     if not trainer.args.should_save:
         return
-    if shares_weights():
+    if is_sharded():
         trained = objective.checkpoint.config
         objective = Objective(create_checkpoint(config), config)
         if objective.checkpoint.config != trained:

@@ -9,7 +9,7 @@ frozen  the same model with the full prompt teaches the model with the gist: KL 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +17,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from gistlm.gisting.kv_cache import left_pad
-from gistlm.gisting.placement import Condition, Part
+from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch
 from gistlm.training.decoder_passes import DecoderPasses
@@ -47,7 +46,7 @@ class Passes(Protocol):
 
 
 FullPrompt = Callable[[Batch, Tensor, bool], tuple[Tensor, Any]]
-"""As `Passes.full_prompt`, given the targets' weights [batch, last]."""
+"""As `Passes.full_prompt`, given which targets are outputs, bool [batch, last]."""
 
 
 def passes_of(checkpoint: Checkpoint) -> Passes:
@@ -57,90 +56,48 @@ def passes_of(checkpoint: Checkpoint) -> Passes:
 
 def paper_loss(passes: Passes, batch: Batch, condition: Condition) -> Tensor:
     """Mean cross-entropy of the outputs in one pass under the mask; a control when ``condition`` says so."""
-    targets, weights = batch.targets(0.0)
+    targets, is_output = batch.targets()
     logits = passes.one_pass(batch, condition, targets.shape[1])
-    return weighted_mean(cross_entropy(logits, targets, weights), weights)
+    return output_mean(cross_entropy(logits, targets, is_output), is_output)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the frozen recipe's loss is the sum of."""
+    """Of what the frozen recipe's loss adds to the KL to the full-prompt model."""
 
-    distillation: float = 1.0
-    """Of the KL to the full-prompt model."""
-    input: float = 0.0
-    """Of an input token's KL beside an output token's 1."""
     cross_entropy: float = 0.0
     """Of the outputs' cross-entropy."""
-    reconstruction: float = 0.0
-    """Of the cross-entropy of the prompt itself, read out of the gist."""
-
     observation: float = 0.0
     """Of the probe queries' `attention_divergence` from the rest, where tokens are kept."""
 
-    @property
-    def train_something(self) -> bool:
-        """Whether there is a loss at all."""
-        return any((self.distillation, self.cross_entropy, self.reconstruction, self.observation))
 
-
-def frozen_loss(passes: Passes, batch: Batch, share: Weights, teacher: FullPrompt | None = None) -> Tensor:
-    """KL of the gist's student to the full-prompt teacher, and what else ``share`` asks for.
+def frozen_loss(passes: Passes, batch: Batch, weights: Weights, teacher: FullPrompt | None = None) -> Tensor:
+    """KL of the gist's student to the full-prompt teacher, and what else ``weights`` asks for.
 
     teacher: in place of the pass under the full prompt (see `teacher.Teacher`).
     """
-    targets, weights = batch.targets(share.input)
+    targets, is_output = batch.targets()
     last = targets.shape[1]
     with torch.no_grad():
-        probed = share.observation > 0
-        taught, encoded = teacher(batch, weights, probed) if teacher else passes.full_prompt(batch, last, probed)
+        probed = weights.observation > 0
+        taught, encoded = teacher(batch, is_output, probed) if teacher else passes.full_prompt(batch, last, probed)
     gist, attention = passes.write(encoded, batch)
     student = passes.rest(batch, gist, Condition.GIST, last)
-    loss = torch.zeros((), device=student.device) if attention is None else share.observation * attention
-    if share.distillation:
-        loss = loss + share.distillation * weighted_mean(divergence(taught, student, weights), weights)
-    targets, outputs = batch.targets(0.0)
-    own = (share.cross_entropy + batch.cross_entropy)[:, None].expand_as(outputs)[outputs > 0]
+    loss = output_mean(divergence(taught, student, is_output), is_output)
+    if attention is not None:
+        loss = weights.observation * attention + loss
+    own = (weights.cross_entropy + batch.cross_entropy)[:, None].expand_as(is_output)[is_output]
     if own.any():
-        own = own * cross_entropy(student[:, -targets.shape[1] :], targets, outputs)
-    loss = loss + weighted_mean(own, outputs)  # always: processes whose rows have no such weight take part in the mean
-    if share.reconstruction:
-        repeated = repeat_prompts(passes.checkpoint, batch)
-        targets, weights = repeated.targets(0.0)
-        logits = passes.rest(repeated, gist, Condition.GIST, targets.shape[1])
-        loss = loss + share.reconstruction * weighted_mean(cross_entropy(logits, targets, weights), weights)
-    return loss
+        own = own * cross_entropy(student, targets, is_output)
+    return loss + output_mean(own, is_output)  # always: processes whose rows have no such weight take part in the mean
 
 
-REPEAT = "Repeat the instructions above word for word."
-"""The input behind which a prompt is reconstructed."""
-_MOST_REPEATED = 64
-"""Tokens of a prompt that are reconstructed."""
+def divergence(teacher: Tensor, student: Tensor, is_output: Tensor) -> Tensor:
+    """KL(teacher || student) in nats, [n], of the n tokens that are outputs.
 
-
-def repeat_prompts(checkpoint: Checkpoint, batch: Batch) -> Batch:
-    """The batch with other rests: the request to repeat the prompt, and its first tokens as the output.
-
-    (An autoencoding loss, as Ge et al. 2023, "In-context Autoencoder", pretrain with.)
+    teacher, student: logits [batch, M, vocabulary]; is_output: bool [batch, M].
     """
-    prompts = checkpoint.prompts
-    request, opening = prompts.rest_ids(REPEAT), len(prompts.opening_ids)
-    own = [
-        tokens[parts != Part.PAD][opening:][:_MOST_REPEATED].tolist()
-        for tokens, parts in zip(batch.prompts, batch.prompt_parts, strict=True)
-    ]
-    outputs = [ids + prompts.output_end_ids if len(ids) < _MOST_REPEATED else ids for ids in own]
-    rests, parts = left_pad([request + ids for ids in outputs], Part.REST, batch.rests.device)
-    lengths = torch.tensor([len(ids) for ids in outputs], device=rests.device)
-    return replace(batch, rests=rests, rest_parts=parts, output_lengths=lengths)
-
-
-def divergence(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
-    """KL(teacher || student) in nats, [n], of the n tokens whose weight is not zero.
-
-    teacher, student: logits [batch, M, vocabulary]; weights [batch, M].
-    """
-    divergences: Tensor = _Divergence.apply(teacher[weights > 0], student[weights > 0])  # type: ignore[no-untyped-call]
+    divergences: Tensor = _Divergence.apply(teacher[is_output], student[is_output])  # type: ignore[no-untyped-call]
     return divergences
 
 
@@ -184,29 +141,29 @@ def _of_part(teacher: Tensor, student: Tensor) -> Tensor:
     return teacher.exp().mul_(teacher.sub_(student)).sum(-1)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Negative log-likelihood in nats, [n], of the n targets whose weight is not zero; shapes as in `divergence`."""
-    return F.cross_entropy(logits[weights > 0].float(), targets[weights > 0], reduction="none")
+def cross_entropy(logits: Tensor, targets: Tensor, is_output: Tensor) -> Tensor:
+    """Negative log-likelihood in nats, [n], of the n targets that are outputs; shapes as in `divergence`."""
+    return F.cross_entropy(logits[is_output].float(), targets[is_output], reduction="none")
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of [n] values under the weights [batch, M] that are not zero.
+def output_mean(values: Tensor, is_output: Tensor) -> Tensor:
+    """Mean of [n] values, one for each output token; is_output: bool [batch, M], n of them true.
 
     Where several processes share a step, it is scaled so that the mean of all their results, which data-parallel
     training takes of gradients and losses, is the mean over the rows of all: the rows' outputs differ in length.
     """
-    processes = torch.distributed.get_world_size() if _shared() else 1
-    return (values * weights[weights > 0]).sum() / (sum_over_processes(weights.sum()) / processes)
+    processes = torch.distributed.get_world_size() if _in_several_processes() else 1
+    return values.sum() / (sum_over_processes(is_output.sum()) / processes)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of every process's ``value``, on each of them; all must call. Takes no gradients."""
-    if not _shared():
+    if not _in_several_processes():
         return value
     total = value.detach().clone()
     torch.distributed.all_reduce(total)
     return total
 
 
-def _shared() -> bool:
+def _in_several_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
-_MAY_CHANGE = ("threads", "device", "stop_after", "teacher_cache", "compile")
+_MAY_CHANGE = ("threads", "device", "teacher_cache")
 """Options that a resumed run may change."""
 
 

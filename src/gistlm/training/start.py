@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from gistlm.errors import InputError
 from gistlm.models.adapter import LoraModules, adapter_weights
 from gistlm.models.catalog import load_checkpoint
-from gistlm.models.checkpoint import FIT_WEIGHTS, PROBES, Checkpoint
-from gistlm.models.embeddings import Initial, initial_embeddings
+from gistlm.models.checkpoint import FIT_WEIGHTS, PROBES, Checkpoint, CheckpointOptions
+from gistlm.models.embeddings import random_words
 from gistlm.models.loading import check_device
 from gistlm.training.config import TrainConfig
-from gistlm.training.distributed import shares_weights
+from gistlm.training.distributed import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -23,27 +21,21 @@ logger = logging.getLogger(__name__)
 def create_checkpoint(config: TrainConfig) -> Checkpoint:
     """The checkpoint to train, with everything that the recipe trains in float32 and switched on.
 
-    On the recipe's device, but where the processes share out the weights, each of which may have no room for all: then
+    On the recipe's device, but where FSDP shards the weights, and a process may have no room for all: then
     in the CPU's memory, from which FSDP moves the parts.
     """
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     device = check_device(config.device).type
-    place = "cpu" if shares_weights() else config.device
+    place = "cpu" if is_sharded() else config.device
     if config.start is None:
-        made = Checkpoint.create(config.base, config.checkpoint_options, place, dtype)
+        made = Checkpoint.create(config.base, _made_of(config), place, dtype)
     else:
         made = _start_from(config, load_checkpoint(config.start, config.base, place, dtype))
-    if config.input_weight and made.architecture.encodes:
-        raise InputError(
-            f"an encoder-decoder model predicts no inputs; set input_weight to 0, got {config.input_weight}"
-        )
     made.config = made.config.replace(name=config.name or made.config.name)
     if made.prompts.format.date:
         logger.info("the chat template writes a date: %s, fixed in the prompt format", made.prompts.format.date)
     if device == "cpu":
         _use_plain_attention(made)
-    if config.compile:
-        _compile_layers(made)
     made.reader.requires_grad_(config.lora_rank is None)
     for name, tensor in made.writer.named_parameters():
         if "lora_" in name:
@@ -52,12 +44,22 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
     made.gist_embeddings.requires_grad_(True)
     made.fit_weights.requires_grad_(bool(config.kept))
     if config.observers > len(made.probe_embeddings):
-        more = initial_embeddings(made.reader, config.observers, config.seed, Initial.WORDS)[
-            len(made.probe_embeddings) :
-        ]
+        more = random_words(made.reader, config.observers, config.seed)[len(made.probe_embeddings) :]
         made.probe_embeddings.data = torch.cat([made.probe_embeddings.data, more.float()])
     made.probe_embeddings.requires_grad_(bool(config.observers))
     return made
+
+
+def _made_of(config: TrainConfig) -> CheckpointOptions:
+    return CheckpointOptions(
+        recipe=config.recipe,
+        max_k=config.max_k,
+        kept=config.kept,
+        lora_rank=config.lora_rank,
+        lora_modules=LoraModules(config.lora_modules),
+        anchored=config.has_anchors,
+        seed=config.seed,
+    )
 
 
 def _use_plain_attention(checkpoint: Checkpoint) -> None:
@@ -67,43 +69,6 @@ def _use_plain_attention(checkpoint: Checkpoint) -> None:
         checkpoint.writer.get_base_model().set_attn_implementation("eager")
 
 
-def _compile_layers(checkpoint: Checkpoint) -> None:
-    """Let torch.compile fuse what stands beside attention in every layer, for batches of any shape.
-
-    Attention itself writes to a cache that counts layers in Python, so that it would be compiled for each of them.
-    Raises `InputError` where torch.compile does not work, or the model names no layers.
-    """
-    if shares_weights():
-        raise InputError("compile was not tried with FSDP, which puts other weights in place for a pass; leave it out")
-    reader = checkpoint.reader
-    try:
-        torch.compile(torch.neg, dynamic=True)(torch.zeros(2, device=reader.device))
-    except (RuntimeError, OSError) as error:
-        said = [line for line in str(error).splitlines() if line.strip()] or [""]
-        raise InputError(
-            f"compile: torch.compile does not work here ({type(error).__name__}: {said[0]}); on CPUs it needs "
-            "a C++ compiler, with Python's headers, and a folder for what it makes; or leave compile out"
-        ) from error
-    kinds = reader._no_split_modules or ()
-    layers = [
-        layer for model in (reader, checkpoint.writer) for layer in model.modules() if type(layer).__name__ in kinds
-    ]
-    if not layers:
-        raise InputError(f"compile: {type(reader).__name__} does not say which of its modules are layers; leave it out")
-    for layer in layers:
-        for part in _parts(layer):
-            part.compile(dynamic=True)
-
-
-def _parts(layer: nn.Module) -> Iterator[nn.Module]:
-    """Those of a layer without attention; some models hold theirs in a list."""
-    for part in layer.children():
-        if isinstance(part, nn.ModuleList):
-            yield from _parts(part)
-        elif "Attention" not in type(part).__name__:
-            yield part
-
-
 def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     """The checkpoint found, if it is what the recipe would have made. Raises `InputError`."""
     ranks = {name: tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name}
@@ -111,7 +76,6 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     wanted = {
         "recipe": (config.recipe, found.config.recipe),
         "anchored": (config.has_anchors, found.config.anchored),
-        "opening_visible": (config.sees_opening, found.prompts.format.opening_visible),
         "lora_rank": (config.lora_rank, next(iter(ranks.values()), None)),
         "lora_modules": (config.lora_modules, LoraModules.ALL if beyond_attention else LoraModules.ATTENTION),
     }

@@ -27,7 +27,7 @@ from gistlm.errors import InputError, UnsupportedModelError
 from gistlm.files import reason, remove_abandoned, sha256, write_atomically
 from gistlm.gisting.placement import Part
 from gistlm.training.batches import Batch
-from gistlm.training.distributed import shares_weights
+from gistlm.training.distributed import is_sharded
 from gistlm.training.objectives import Passes
 
 _STATES, _MASS, _DIGEST = "states", "looks", "sha256"
@@ -46,7 +46,7 @@ class Teacher:
         self.passes = passes
         self.folder = Path(folder)
         self._is_checked = False
-        if shares_weights():
+        if is_sharded():
             raise InputError("with FSDP all processes must run the same passes; leave teacher_cache out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,11 @@ class Teacher:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise self._unwritable(error) from error
 
-    def __call__(self, batch: Batch, weights: Tensor, probed: bool) -> tuple[Tensor, Any]:
-        """As `Passes.full_prompt`, for the targets whose weights [batch, last] are not zero; other logits mean nothing.
+    def __call__(self, batch: Batch, is_output: Tensor, probed: bool) -> tuple[Tensor, Any]:
+        """As `Passes.full_prompt`, for the targets that are outputs, bool [batch, last]; other logits mean nothing.
         The pass is run if one of the rows is new. Takes no gradients.
         """
-        counts = (weights > 0).sum(dim=1).tolist()
+        counts = is_output.sum(dim=1).tolist()
         lengths = (batch.prompt_parts != Part.PAD).sum(dim=1).tolist()
         paths = self._paths(batch, counts, probed)
         found = [
@@ -70,9 +70,9 @@ class Teacher:
         ]
         known = [tensors for tensors in found if tensors]
         if len(known) == len(found):
-            return self._recall(batch, weights.shape[1], known)
+            return self._recall(batch, is_output.shape[1], known)
         with self._head_inputs() as inputs:
-            logits, encoded = self.passes.full_prompt(batch, weights.shape[1], probed)
+            logits, encoded = self.passes.full_prompt(batch, is_output.shape[1], probed)
         self._check(inputs, logits)
         states = inputs[-1].cpu()
         mass = torch.cat([each.cpu() for each in encoded.mass], dim=1) if probed else None

@@ -20,13 +20,8 @@ from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch, Examples, collate
 from gistlm.training.config import TrainConfig
-from gistlm.training.distributed import outside_a_step, shares_weights, whole
-from gistlm.training.objectives import (
-    cross_entropy,
-    divergence,
-    passes_of,
-    sum_over_processes,
-)
+from gistlm.training.distributed import is_sharded, outside_a_step, whole
+from gistlm.training.objectives import cross_entropy, divergence, passes_of, sum_over_processes
 
 _BATCH = 8
 
@@ -52,11 +47,11 @@ class Validation(TrainerCallback):
             return
         model, training = kwargs["model"], kwargs["model"].training
         model.eval()  # no dropout
-        all_rows = shares_weights()  # then the processes run every pass together
-        share = self.examples if all_rows else self.examples.share(args.process_index, args.world_size)
+        all_rows = is_sharded()  # then the processes run every pass together
+        rows = self.examples if all_rows else self.examples.of_process(args.process_index, args.world_size)
         with outside_a_step(model):
             model.give_weights_to_checkpoint()
-            measured = {"step": state.global_step, **measure(self.checkpoint, share, self.ks, all_rows)}
+            measured = {"step": state.global_step, **measure(self.checkpoint, rows, self.ks, all_rows)}
         model.train(training)
         self.history = [entry for entry in self.history if entry["step"] < state.global_step] + [measured]
         if state.is_world_process_zero:
@@ -64,7 +59,7 @@ class Validation(TrainerCallback):
 
 
 def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], all_rows: bool = False) -> dict[str, Any]:
-    """Means over output tokens, from `measure_rows`. Of several processes each calls it with its share of the rows, or
+    """Means over output tokens, from `measure_rows`. Of several processes each calls it with its part of the rows, or
     each with ``all_rows``.
 
     Returns {"full": {"nll": ...}, "none": {"nll", "kl"}, "k=4": {"nll", "kl", "nll_gap_closed", "kl_gap_closed"}}.
@@ -96,17 +91,17 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
     sums: dict[tuple[str, str], list[Tensor]] = {}
     passes = passes_of(checkpoint)
     for batch in _batches(checkpoint, examples):
-        targets, weights = batch.targets(0.0)
+        targets, is_output = batch.targets()
 
-        def add(name: str, metric: str, values: Tensor, weights: Tensor = weights) -> None:
-            row = weights.nonzero()[:, 0]
-            zero = torch.zeros(len(weights), dtype=torch.float64, device=values.device)
+        def add(name: str, metric: str, values: Tensor, is_output: Tensor = is_output) -> None:
+            row = is_output.nonzero()[:, 0]
+            zero = torch.zeros(len(is_output), dtype=torch.float64, device=values.device)
             sums.setdefault((name, metric), []).append(zero.index_add(0, row, values.double()).cpu())
 
-        add("", "tokens", weights[weights > 0])
+        add("", "tokens", is_output[is_output])
         full, encoded = passes.full_prompt(batch, targets.shape[1])
         encoded_as = _kept_alone(checkpoint, batch)
-        add("full", "nll", cross_entropy(full, targets, weights))
+        add("full", "nll", cross_entropy(full, targets, is_output))
         for k in [0, *ks]:
             batch.k = torch.full_like(batch.k, k)
             alone = _kept_alone(checkpoint, batch)
@@ -117,13 +112,13 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
             condition = Condition.GIST if k else Condition.NEGATIVE
             logits = passes.rest(batch, gist, condition, targets.shape[1])
             name = f"k={k}" if k else "none"
-            add(name, "nll", cross_entropy(logits, targets, weights))
-            add(name, "kl", divergence(full, logits, weights))
+            add(name, "nll", cross_entropy(logits, targets, is_output))
+            add(name, "kl", divergence(full, logits, is_output))
     return {key: torch.cat(parts) for key, parts in sums.items()}
 
 
 def hash_weights(checkpoint: Checkpoint) -> str:
-    """Every byte of the reader's weights, the adapter's left out. Processes that share weights out must all call."""
+    """Every byte of the reader's weights, the adapter's left out. Under FSDP all processes must call."""
     named = sorted((name, tensor) for name, tensor in checkpoint.reader.named_parameters() if "lora_" not in name)
     return sha256(*(part.encode() for name, tensor in named for part in (name, _hash(whole(tensor)))))
 
