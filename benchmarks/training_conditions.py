@@ -35,7 +35,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 KEPT = "frozen_kept"
 """The same as frozen, one gist token learned and the others kept."""
 OBSERVED = "frozen_observed"
-"""The same with eight learned observers, as the shipped checkpoint has, which are taught where the rest looks."""
+"""The same with eight learned probe queries, as the shipped checkpoint has, which are taught where the rest looks."""
 AGAIN = "_again"
 """Ends the name of a later pass over the same rows: what the teacher said in the first is kept (teacher_cache)."""
 CLIP = 1.0
@@ -96,7 +96,7 @@ def all_conditions(max_k: int, folder: str) -> dict[str, dict[str, Any]]:
     conditions = dict(CONDITIONS)
     if max_k > 1:
         conditions[KEPT] = {"recipe": Recipe.FROZEN, "kept": max_k - 1}
-        conditions[OBSERVED] = conditions[KEPT] | {"observers": 8, "observation_weight": 0.3}
+        conditions[OBSERVED] = conditions[KEPT] | {"probes": 8, "probe_weight": 0.3}
     for name in [name for name in conditions if name.startswith("frozen")]:
         conditions[name + AGAIN] = conditions[name] | {"teacher_cache": f"{folder}/{name}"}
     return conditions

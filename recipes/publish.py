@@ -93,7 +93,7 @@ The same targets in {dtype}:
 
 KEPT = """
 Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
-itself by observers{taught}.
+itself by probe queries{taught}.
 The first learned token is fitted to stand for all others, by shares that were trained. Where a gist would
 leave at most {few} tokens out, and at most one for every {part} that it keeps, all of its tokens are kept ones. Gists
 that keep tokens are made anew for every k: they cannot be shortened."""
@@ -216,7 +216,7 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
         learned=f"Learned gist tokens: {learned}",
-        kept=KEPT.format(kept=kept, few=FEW, part=FEW_PART, taught=TAUGHT if config.get("observation_weight") else "")
+        kept=KEPT.format(kept=kept, few=FEW, part=FEW_PART, taught=TAUGHT if config.get("probe_weight") else "")
         if kept
         else "",
         max_k=learned + kept,

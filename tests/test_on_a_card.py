@@ -41,11 +41,11 @@ def card() -> Iterator[None]:
         yield
 
 
-def on_card(kind: str, options: dict[str, Any], learned_observers: int = 0) -> Checkpoint:
+def on_card(kind: str, options: dict[str, Any], probes: int = 0) -> Checkpoint:
     """A checkpoint whose every tensor is on the card."""
     made = tiny_checkpoint(kind, **options)
-    if learned_observers:
-        made.probe_embeddings = nn.Parameter(torch.randn(learned_observers, made.gist_embeddings.shape[1]))
+    if probes:
+        made.probe_embeddings = nn.Parameter(torch.randn(probes, made.gist_embeddings.shape[1]))
     for model in (made.reader, made.writer):
         move_module(model)
     for name in ("gist_embeddings", "fit_weights", "probe_embeddings"):
@@ -86,12 +86,12 @@ def test_a_gist_goes_to_its_file_and_back(kind: str, options: dict[str, Any], tm
 @pytest.mark.parametrize(("kind", "options"), [case for case in CASES if case[0] != "gpt2"])
 def test_a_training_step_has_the_loss_and_gradients_of_the_cpu(kind: str, options: dict[str, Any]) -> None:
     options = {"lora_rank": 4, **options}
-    observers = 2 if options.get("kept") else 0
+    probes = 2 if options.get("kept") else 0
     found = []
     for device in ("cuda", "cpu"):
         torch.manual_seed(0)
-        made = on_card(kind, options, observers) if device == "cuda" else cpu_checkpoint(kind, options, observers)
-        trained = [made.gist_embeddings, *([made.probe_embeddings] if observers else [])]
+        made = on_card(kind, options, probes) if device == "cuda" else cpu_checkpoint(kind, options, probes)
+        trained = [made.gist_embeddings, *([made.probe_embeddings] if probes else [])]
         for tensor in trained:
             tensor.requires_grad_(True)
         loss = one_step(made, device, options.get("recipe") == "paper")
@@ -102,10 +102,10 @@ def test_a_training_step_has_the_loss_and_gradients_of_the_cpu(kind: str, option
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def cpu_checkpoint(kind: str, options: dict[str, Any], observers: int) -> Checkpoint:
+def cpu_checkpoint(kind: str, options: dict[str, Any], probes: int) -> Checkpoint:
     made = tiny_checkpoint(kind, **options)
-    if observers:
-        made.probe_embeddings = nn.Parameter(torch.randn(observers, made.gist_embeddings.shape[1]))
+    if probes:
+        made.probe_embeddings = nn.Parameter(torch.randn(probes, made.gist_embeddings.shape[1]))
     return made
 
 

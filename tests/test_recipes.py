@@ -367,7 +367,7 @@ def test_the_card_keeps_what_earlier_parts_say_and_results_are_of_one_checkpoint
     (run / "README.md").unlink()
     config = {
         "name": "mine", "steps": 5, "batch_size": 2, "seed": 0, "max_k": 16, "kept": 15,
-        "lora_rank": 48, "lora_modules": "attention", "anchored": True, "max_tokens": 288, "observation_weight": 0.3,
+        "lora_rank": 48, "lora_modules": "attention", "anchored": True, "max_tokens": 288, "probe_weight": 0.3,
     }  # fmt: skip
     figures = {"config": config, "processes": 1, "tokens": 7, "rows_left_out": 0, "base_unchanged": True}
     (run / "training.json").write_text(json.dumps(figures))

@@ -45,7 +45,7 @@ SECONDS = 240
 """Enough for a machine that is busy with other things; alone it takes a twentieth."""
 RECIPES: dict[str, dict[str, Any]] = {
     "frozen": {"recipe": "frozen", "cross_entropy_weight": 0.5},
-    "kept": {"recipe": "frozen", "kept": 3, "observers": 2, "observation_weight": 0.3},
+    "kept": {"recipe": "frozen", "kept": 3, "probes": 2, "probe_weight": 0.3},
     "paper": {"recipe": "paper"},
     "every weight": {"recipe": "paper", "lora_rank": None},
     "encoder": {"recipe": "frozen", "cross_entropy_weight": 0.5},

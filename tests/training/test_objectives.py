@@ -125,7 +125,7 @@ def test_gist_embeddings_start_with_the_vocabulary_s_spread_and_beside_anchors_s
     assert 0.05 < spread < 0.2 if anchored else 0.6 < spread < 1.5
 
 
-def test_observers_start_from_words_and_more_of_them_begin_with_the_same(checkpoint: Checkpoint) -> None:
+def test_probe_queries_start_from_words_and_more_of_them_begin_with_the_same(checkpoint: Checkpoint) -> None:
     weight = embedding_weight(checkpoint.reader)
     words = random_words(checkpoint.reader, 6, 3)
     assert all((weight == word).all(dim=1).any() for word in words)
@@ -157,19 +157,19 @@ def test_learned_probe_queries_come_to_attend_as_the_rest_does(base: str, tmp_pa
     options = {
         "base": base, "data": [{"path": str(tmp_path / "rows.jsonl")}], "steps": 25, "batch_size": 6, "lora_rank": 4,
         "validation_rows": 0, "device": "cpu", "max_k": 4, "kept": 3, "learning_rate": 1e-2, "k": [2],
-        "observation_weight": 100.0, "output": str(tmp_path / "out"), "save_every": 25,
+        "probe_weight": 100.0, "output": str(tmp_path / "out"), "save_every": 25,
     }  # fmt: skip
-    untrained = create_checkpoint(TrainConfig.parse({**options, "observers": 3}))
-    made = Checkpoint.load(train(TrainConfig.parse({**options, "observers": 3})), device="cpu")
+    untrained = create_checkpoint(TrainConfig.parse({**options, "probes": 3}))
+    made = Checkpoint.load(train(TrainConfig.parse({**options, "probes": 3})), device="cpu")
     assert made.probe_embeddings.shape == untrained.probe_embeddings.shape == (3, made.gist_embeddings.shape[1])
     assert not torch.equal(made.probe_embeddings, untrained.probe_embeddings.to(made.probe_embeddings.dtype))
     figures = json.loads((tmp_path / "out" / "training.json").read_text())
     assert figures["losses"][-1] < 0.8 * figures["losses"][0]
-    more = {**options, "start": str(tmp_path / "out"), "observers": 4, "output": str(tmp_path / "more")}
+    more = {**options, "start": str(tmp_path / "out"), "probes": 4, "output": str(tmp_path / "more")}
     going_on = create_checkpoint(TrainConfig.parse(more)).probe_embeddings
     assert len(going_on) == 4 and torch.equal(going_on[:3], made.probe_embeddings)
-    with pytest.raises(InputError, match="3 learned observers, the recipe 0; give observers: 3 or more"):
-        create_checkpoint(TrainConfig.parse({**more, "observers": 0, "observation_weight": 0.0}))
+    with pytest.raises(InputError, match="3 learned probe queries, the recipe 0; give probes: 3 or more"):
+        create_checkpoint(TrainConfig.parse({**more, "probes": 0, "probe_weight": 0.0}))
 
 
 def test_a_source_s_own_weight_counts_the_cross_entropy_of_its_rows_alone(checkpoint: Checkpoint) -> None:

@@ -220,8 +220,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "base": str(save_tiny(folder / "base")), "data": [{"path": str(folder / "rows.jsonl")}], "steps": 9,
-        "batch_size": 2, "lora_rank": 4, "validation_rows": 0, "device": "cpu", "max_k": 4, "kept": 3, "observers": 2,
-        "observation_weight": 0.3, "learning_rate": 1e-2, "save_every": 4, "max_tokens": CONTEXT,
+        "batch_size": 2, "lora_rank": 4, "validation_rows": 0, "device": "cpu", "max_k": 4, "kept": 3, "probes": 2,
+        "probe_weight": 0.3, "learning_rate": 1e-2, "save_every": 4, "max_tokens": CONTEXT,
     }  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training_and_during_it(
 
 
 def test_where_it_does_not_apply_it_is_refused(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    of_paper = {"recipe": "paper", "kept": 0, "observers": 0, "observation_weight": 0.0, "output": "out"}
+    of_paper = {"recipe": "paper", "kept": 0, "probes": 0, "probe_weight": 0.0, "output": "out"}
     with pytest.raises(InputError, match="teacher_cache is for the frozen recipe"):
         TrainConfig.parse({**recipe, **of_paper, "teacher_cache": "cache"})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

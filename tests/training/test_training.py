@@ -107,7 +107,7 @@ def test_a_trained_paper_checkpoint_reads_with_the_weights_it_was_trained_with(
         weights = GistModel.from_pretrained(output, device="cpu").checkpoint.reader.state_dict()
         assert weights.keys() == stock.keys()
         assert any(not torch.equal(weights[name], stock[name]) for name in stock)
-    assert json.loads((whole / CONFIG).read_text())["base"] == "."
+    assert json.loads((whole / CONFIG).read_text())["bases"][0]["base"] == "."
     assert load_base(str(whole), "cpu", None)[0].config.model_type == "llama"
 
 
@@ -333,8 +333,8 @@ def test_threads_may_change_between_the_two_halves_of_a_run(base: str, rows: str
         ({"kept": 4}, "kept must be from 0 to max_k - 1 = 3, got 4"),
         ({"recipe": "paper", "kept": 1}, "tokens are kept under the frozen recipe only; set kept to 0"),
         ({"kept": -1}, "kept must be greater than or equal to 0, got -1"),
-        ({"observers": 2}, "observers choose kept tokens; set observers and observation_weight to 0"),
-        ({"observation_weight": 0.1}, "observers choose kept tokens"),
+        ({"probes": 2}, "probe queries choose kept tokens; set probes and probe_weight to 0"),
+        ({"probe_weight": 0.1}, "probe queries choose kept tokens"),
         ({"recipe": "paper", "data": [{"path": "x", "cross_entropy_weight": 1}]}, "is for the frozen recipe"),
         ({"recipe": "paper", "cross_entropy_weight": 0.1}, "cross_entropy_weight is for the frozen recipe"),
         ({"recipe": "paper", "teacher_cache": "x"}, "teacher_cache is for the frozen recipe"),

@@ -19,7 +19,7 @@ from gistlm.gisting.placement import Placement
 from gistlm.messages import Input
 from gistlm.models.base_files import folder_here
 from gistlm.models.catalog import find_checkpoint
-from gistlm.models.config import CONFIG, EMBEDDINGS, CheckpointConfig, Recipe, read_config, reader_fingerprints
+from gistlm.models.config import CONFIG, EMBEDDINGS, PROBES, CheckpointConfig, Recipe, read_config, reader_fingerprints
 from gistlm.models.tokenizer_file import TokenizerFile
 from gistlm.prompt import PromptFormat, PromptTokenizer
 
@@ -131,6 +131,6 @@ def embedding_shapes(folder: Path) -> tuple[int, int] | None:
     try:
         with safe_open(folder / EMBEDDINGS, "numpy") as file:
             rows = {name: int(file.get_slice(name).get_shape()[0]) for name in file.keys()}  # noqa: SIM118
-        return rows["gist_embeddings"], rows.get("observers", 0)
+        return rows["gist_embeddings"], rows.get(PROBES, 0)
     except (OSError, SafetensorError, LookupError):
         return None

@@ -29,7 +29,9 @@ from gistlm.models.adapter import AdapterOnLast, LoraModules, adapter_weights, a
 from gistlm.models.architecture import Architecture, inspect_architecture
 from gistlm.models.config import (
     EMBEDDINGS,
+    FIT_WEIGHTS,
     GIST_TOKEN,
+    PROBES,
     Base,
     CheckpointConfig,
     Range,
@@ -47,8 +49,6 @@ logger = logging.getLogger(__name__)
 
 FITTED = 0.5
 """Where training of `Checkpoint.fit_weights` starts from."""
-FIT_WEIGHTS, PROBES = "fitted", "observers"
-"""What the file of gist embeddings calls its other tensors; fingerprints hold these names."""
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -21,6 +21,8 @@ from gistlm.prompt import PromptFormat
 
 CONFIG = "gistlm.json"
 EMBEDDINGS = "gist_embeddings.safetensors"
+FIT_WEIGHTS, PROBES = "fitted", "observers"
+"""What that file calls weights of fitting and probe queries; fingerprints hold these names."""
 GIST_TOKEN = "<GIST>"
 """The original project's gist token, an entry of its vocabularies."""
 VERSION = 2

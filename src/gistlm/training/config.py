@@ -43,7 +43,7 @@ class TrainConfig(Options):
     """What each row's number of gist tokens is drawn from; a number given twice is drawn twice as often. By default 1,
     2, 4, ... up to max_k, for an encoder-decoder every number."""
     kept: NonNegativeInt = 0
-    """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (see `observe`).
+    """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (see `kept_tokens`).
     The fewest gist tokens that are learned is 1."""
     anchored: bool | None = None
     """Start each gist token from one of the prompt's rarest tokens; by default `frozen` does, `paper` does not."""
@@ -64,7 +64,7 @@ class TrainConfig(Options):
     learning_rate: Number = 3e-4
     """Peak, after warm-up; then cosine decay to zero."""
     gist_learning_rate: Number = 3e-3
-    """The same for the gist embeddings, the shares of fitting and the learned observers."""
+    """The same for the gist embeddings, the weights of fitting and the learned probe queries."""
     warmup: Annotated[Number, Field(le=1)] = 0.03
     """Fraction of the steps."""
     cross_entropy_weight: Number = 0.0
@@ -73,10 +73,10 @@ class TrainConfig(Options):
     """paper only: weight of the same loss under the full prompt, so that the model goes on to answer full prompts."""
     teacher_cache: Text | None = None
     """frozen only: a folder for what the full prompt teaches of each row: later passes and runs read it there."""
-    observation_weight: Number = 0.0
-    """Where tokens are kept: weight of what the observers miss, the KL of their attention to the rest's own."""
-    observers: NonNegativeInt = 0
-    """Where tokens are kept: learned observers, beside the prompt's last tokens (see `observe`)."""
+    probe_weight: Number = 0.0
+    """Where tokens are kept: weight of KL(target attention, probe attention), which teaches the probe queries."""
+    probes: NonNegativeInt = 0
+    """Where tokens are kept: learned probe queries, beside the prompt's last tokens (see `kept_tokens`)."""
     validation_rows: NonNegativeInt = 64
     """Up to so many rows, held out by prompt and, where tasks fill half of it, by task; measured at every save."""
     save_every: PositiveInt = 50
@@ -114,8 +114,8 @@ class TrainConfig(Options):
             ),
             (not frozen and self.teacher_cache, "teacher_cache is for the frozen recipe; leave it out"),
             (
-                not self.kept and (self.observers or self.observation_weight),
-                "observers choose kept tokens; set observers and observation_weight to 0, or keep some",
+                not self.kept and (self.probes or self.probe_weight),
+                "probe queries choose kept tokens; set probes and probe_weight to 0, or keep some",
             ),
             (
                 frozen and (self.lora_rank is None or not is_gist),

@@ -101,7 +101,7 @@ class Objective(nn.Module):
                 if options.full_prompt_weight:
                     loss = loss + options.full_prompt_weight * paper_loss(self.passes, batch, Condition.POSITIVE)
                 return {"loss": loss}
-        weights = Weights(options.cross_entropy_weight, options.observation_weight)
+        weights = Weights(options.cross_entropy_weight, options.probe_weight)
         return {"loss": frozen_loss(self.passes, batch, weights, self.teacher)}
 
 

@@ -9,7 +9,8 @@ import torch
 from gistlm.errors import InputError
 from gistlm.models.adapter import LoraModules, adapter_weights
 from gistlm.models.catalog import load_checkpoint
-from gistlm.models.checkpoint import FIT_WEIGHTS, PROBES, Checkpoint, CheckpointOptions
+from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
+from gistlm.models.config import FIT_WEIGHTS, PROBES
 from gistlm.models.embeddings import random_words
 from gistlm.models.loading import check_device
 from gistlm.training.config import TrainConfig
@@ -43,10 +44,10 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
     made.gist_embeddings.data = made.gist_embeddings.data.float()
     made.gist_embeddings.requires_grad_(True)
     made.fit_weights.requires_grad_(bool(config.kept))
-    if config.observers > len(made.probe_embeddings):
-        more = random_words(made.reader, config.observers, config.seed)[len(made.probe_embeddings) :]
+    if config.probes > len(made.probe_embeddings):
+        more = random_words(made.reader, config.probes, config.seed)[len(made.probe_embeddings) :]
         made.probe_embeddings.data = torch.cat([made.probe_embeddings.data, more.float()])
-    made.probe_embeddings.requires_grad_(bool(config.observers))
+    made.probe_embeddings.requires_grad_(bool(config.probes))
     return made
 
 
@@ -85,10 +86,10 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
     learned, own, probes = config.max_k - config.kept, found.placement.learned, len(found.probe_embeddings)
     if learned > own:
         raise InputError(f"start: {config.start} has {own} learned gist tokens, the recipe {learned}; lower max_k")
-    if config.kept and probes > config.observers:
+    if config.kept and probes > config.probes:
         raise InputError(
-            f"start: {config.start} has {probes} learned observers, the recipe {config.observers}; "
-            f"give observers: {probes} or more"
+            f"start: {config.start} has {probes} learned probe queries, the recipe {config.probes}; "
+            f"give probes: {probes} or more"
         )
     found.gist_embeddings.data = found.gist_embeddings.data[:learned].clone()  # the first are themselves a gist
     return Checkpoint(
