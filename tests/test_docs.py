@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fake_engine import FAKE
 from safetensors import safe_open
 from tiny import save_tiny, tiny_checkpoint
 from typer.core import TyperGroup
@@ -27,7 +28,7 @@ from gistlm.cli.app import app
 from gistlm.cli.options import DEFAULT_MODEL
 from gistlm.data.rows import read_rows
 from gistlm.data.sources import load_sources
-from gistlm.engines.base import Sampling
+from gistlm.engines.sampling import Sampling
 from gistlm.gisting.mask import cross_attention_mask, decoder_mask, encoder_mask
 from gistlm.gisting.placement import Condition, Part
 from gistlm.training import loop
@@ -126,7 +127,7 @@ def test_the_commands_of_a_page_run_in_order(page: Path, reader: Path, monkeypat
         (folder / "training.json").write_text('{"validation": [], "tokens": 0}')
         return folder
 
-    monkeypatch.setenv("GISTLM_ENGINE", "fake")
+    monkeypatch.setenv("GISTLM_ENGINE", FAKE)
     monkeypatch.setattr(loop, "train", no_training)
     group = get_command(app)
     assert isinstance(group, TyperGroup)

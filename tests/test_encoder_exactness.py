@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from gistlm.data.rows import Row
-from gistlm.engines.base import Request, Sampling
+from gistlm.engines.base import Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistMismatchError, InputError
 from gistlm.gist import Gist
@@ -121,7 +122,7 @@ def test_the_cached_path_equals_one_pass_under_the_mask(kind: str, recipe: str) 
     for _ in range(BATCHES):
         requests, prompts = random_requests(model, generator)
         states = [one_pass.states(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
-        answers = model.complete(requests, Sampling(max_new_tokens=NEW_TOKENS))
+        answers = model.complete(sampled(requests, Sampling(max_new_tokens=NEW_TOKENS)))
         outputs = [random_text(generator, 1 + row) for row in range(len(requests))]
         cached = model.logits(requests, outputs)
         for state, answer, output, logits in zip(states, answers, outputs, cached, strict=True):

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gistlm.compress import encode_prompts, place, write_gists
 from gistlm.data.sources import Row
-from gistlm.engines.base import Completion, Request, Sampling
+from gistlm.engines.base import Completion, Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.gist import Gist
@@ -307,7 +308,7 @@ def cached_logits(model: GistModel, requests: list[Request]) -> list[Tensor]:
 
 
 def completions(model: GistModel, requests: list[Request]) -> list[Completion]:
-    return model.complete(requests, Sampling(max_new_tokens=NEW_TOKENS))
+    return model.complete(sampled(requests, Sampling(max_new_tokens=NEW_TOKENS)))
 
 
 @pytest.mark.parametrize(("kind", "recipe", "opening_visible", "kept"), CASES)
@@ -485,7 +486,7 @@ def test_without_a_gist_a_frozen_model_generates_from_the_stock_models_bits(kind
     model.compress("the prompt of someone else", 5)
     prepared = model._prepare([Request("hello")], 4)
     asked = {"output_logits": True, "return_dict_in_generate": True}
-    ours = model._generate(prepared, Sampling(max_new_tokens=4), **asked)
+    ours = model._generate(prepared, [Sampling(max_new_tokens=4)], **asked)
     own = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": model._ending_ids, "pad_token_id": 0}
     theirs = tiny_model(kind).to(dtype).generate(prepared.tokens, **own, **asked)
     assert torch.equal(ours.sequences, theirs.sequences)

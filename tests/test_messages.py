@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from fake_engine import FakeEngine
 from tiny import tiny_checkpoint
 
-from gistlm.engines.base import Engine, Request, Sampling
-from gistlm.engines.fake import FakeEngine
+from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 from gistlm.messages import split_system, turns
@@ -44,7 +45,9 @@ CALLS: dict[str, Call] = {
     "generate several": lambda made, talk, gist, prompt: made.generate(
         [talk, "hm"], [gist, None], prompts=[prompt, None], max_new_tokens=5
     ),
-    "complete": lambda made, talk, gist, prompt: made.complete([Request(talk, gist, prompt)], Sampling(5)),
+    "complete": lambda made, talk, gist, prompt: made.complete(
+        sampled([Request(talk, gist, prompt)], Sampling(max_new_tokens=5))
+    ),
     "stream": lambda made, talk, gist, prompt: list(made.stream(talk, gist, prompt=prompt, max_new_tokens=5)),
     "score": lambda made, talk, gist, prompt: made.score(talk, "it is", gist, prompts=prompt).tolist(),
 }
@@ -202,7 +205,7 @@ def test_the_bare_opening_has_neither_gist_nor_prompt() -> None:
     made = Request(TALK, bare_opening=True)
     assert (made.gist, made.prompt, made.input) == (None, None, TALK)
     gist = engine("llama").compress("be brief", 2)
-    for wrong in ({"gist": gist}, {"prompt": "be brief"}, {"input": [SYSTEM, USER]}):
+    for wrong in ({"gists": gist}, {"prompt": "be brief"}, {"input": [SYSTEM, USER]}):
         with pytest.raises(InputError, match="bare_opening is for a request with neither gist nor prompt"):
             Request(**{"input": "hm", "bare_opening": True, **wrong})
 

@@ -13,7 +13,8 @@ from tiny import tiny_checkpoint
 from torch import nn
 
 from gistlm.data.rows import Row
-from gistlm.engines.base import Request, Sampling
+from gistlm.engines.base import Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.gist import Gist
 from gistlm.gisting.placement import Condition
@@ -66,8 +67,8 @@ def test_answers_scores_and_streams_are_those_of_the_cpu(kind: str, options: dic
     outputs = ["an answer", "b", "c d"]
     pairs = zip(there.logits(requests(there), outputs), here.logits(requests(here), outputs), strict=True)
     assert all(torch.allclose(one.cpu(), other, atol=1e-4) for one, other in pairs)
-    answers = [answer.text for answer in there.complete(requests(there), SAMPLING)]
-    assert answers == [answer.text for answer in here.complete(requests(here), SAMPLING)]
+    answers = [answer.text for answer in there.complete(sampled(requests(there), SAMPLING))]
+    assert answers == [answer.text for answer in here.complete(sampled(requests(here), SAMPLING))]
     gist = there.compress(PROMPTS[0], 3)
     assert "".join(there.stream("hi", gist, max_new_tokens=5)) == answers[0]
     assert not isinstance(there.score("hi", "abc", gist), OnCard)
@@ -79,7 +80,9 @@ def test_a_gist_goes_to_its_file_and_back(kind: str, options: dict[str, Any], tm
     gist = model.compress(PROMPTS[0], 3)
     read = Gist.load(gist.save(tmp_path / "x.gist"))
     assert not isinstance(read.keys[0], OnCard)
-    assert model.complete([Request("hi", read)], SAMPLING) == model.complete([Request("hi", gist)], SAMPLING)
+    assert model.complete(sampled([Request("hi", read)], SAMPLING)) == model.complete(
+        sampled([Request("hi", gist)], SAMPLING)
+    )
 
 
 # GPT-2's layers split a tensor, and torch's backward of that makes zeros where torch takes the pretended card to be

@@ -32,7 +32,8 @@ import test_encoder_exactness as encoders
 import test_exactness as decoders
 from tiny import save_tiny
 
-from gistlm.engines.base import Request, Sampling
+from gistlm.engines.base import Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.models.catalog import load_checkpoint
 from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
@@ -139,7 +140,7 @@ def difference(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) ->
 
 def other_answers(model: GistModel, again: GistModel, requests: list[Request]) -> int:
     """How many greedy answers are not those of the CPU, and whether the first is streamed otherwise."""
-    pairs = zip(model.complete(requests, SAMPLING), again.complete(requests, SAMPLING), strict=True)
+    pairs = zip(model.complete(sampled(requests, SAMPLING)), again.complete(sampled(requests, SAMPLING)), strict=True)
     first = requests[0]
     streamed = "".join(
         model.stream(first.input, first.gist, prompt=first.prompt, max_new_tokens=SAMPLING.max_new_tokens)

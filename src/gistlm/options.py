@@ -1,4 +1,4 @@
-"""Options as strict pydantic models whose mistakes are one sentence; knows no option itself and loads no torch.
+"""Plain values as strict pydantic models whose mistakes are one sentence; knows no option itself and loads no torch.
 
 Strict: `True` is no number and "3" no whole number. Only a `Number` may be text, for YAML 1.1 reads 1e-4 as one.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from types import NoneType
-from typing import Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,9 +29,17 @@ Number = Annotated[float, BeforeValidator(_parse_number), Field(ge=0, allow_inf_
 
 
 class Options(BaseModel):
-    """Base of a set of options. Make one with `parse` or `replace`, which raise gistlm's own error."""
+    """Base of a set of options, checked when it is made. Raises `InputError` in one sentence."""
 
     model_config = ConfigDict(frozen=True, strict=True)
+
+    if not TYPE_CHECKING:  # or type checkers would not know the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise InputError(self._sentence(error)) from None
 
     @classmethod
     def parse(cls, values: object, name: str = "") -> Self:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from cli.running import PROMPT, Process, Run
+from fake_engine import FAKE
 from tiny import save_tiny_checkpoint
 from typer.testing import CliRunner, Result
 
 import gistlm
 from gistlm.cli.app import app
 
-SOURCES = str(Path(gistlm.__file__).parents[1])
-"""So that a new process in another folder runs the same sources."""
+SOURCES = os.pathsep.join([str(Path(gistlm.__file__).parents[1]), str(Path(__file__).parents[1])])
+"""So that a new process in another folder runs the same sources, and finds the fake engine."""
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture
 def fake(real: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The same on the fake engine."""
-    monkeypatch.setenv("GISTLM_ENGINE", "fake")
+    monkeypatch.setenv("GISTLM_ENGINE", FAKE)
     return real
 
 
@@ -41,7 +42,7 @@ def process(tmp_path: Path) -> Process:
     """The command line in a process of its own, on the fake engine unless told otherwise."""
 
     def run(
-        *arguments: str | Path, stdin: str = "", engine: str = "fake", **environment: str
+        *arguments: str | Path, stdin: str = "", engine: str = FAKE, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "gistlm", *map(str, arguments)],

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from cli.running import Run, Terminal
+from fake_engine import FakeEngine
 
 from gistlm.cli.chat import Conversation
-from gistlm.engines.base import Sampling
-from gistlm.engines.fake import FakeEngine
+from gistlm.engines.sampling import Sampling
 from gistlm.gist import Gist
 
 

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from fake_engine import FAKE, FakeEngine
 
-from gistlm.engines.base import Request, Sampling, load_engine
-from gistlm.engines.fake import FakeEngine
+from gistlm.engines.base import Request, load_engine, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.errors import GistMismatchError, InputError, PromptTooLongError
 
 
 def test_it_is_found_by_its_name_and_ignores_other_engines_options() -> None:
-    engine = load_engine("fake", "m", base="b", device="cuda:7", dtype="float16")
+    engine = load_engine(FAKE, "m", base="b", device="cuda:7", dtype="float16")
     assert isinstance(engine, FakeEngine) and engine.dtype == "float16"
 
 
@@ -27,7 +28,7 @@ def test_a_shortened_gist_is_the_gist_of_that_size() -> None:
 def test_stream_and_complete_say_the_same() -> None:
     engine = FakeEngine("m")
     for options in ({}, {"max_new_tokens": 3}, {"stop": "prompt of"}, {"temperature": 1.0, "seed": 4}):
-        whole = engine.complete([Request("x y", prompt="p")], Sampling(**options))[0].text
+        whole = engine.complete(sampled([Request("x y", prompt="p")], Sampling(**options)))[0].text
         assert "".join(engine.stream("x y", prompt="p", **options)) == whole
 
 

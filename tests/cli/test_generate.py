@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli.running import Run, Terminal, error_line
+from fake_engine import FAKE
 
 from gistlm.cli.generate import generate
 from gistlm.cli.text import read_input
@@ -39,7 +40,7 @@ def test_only_the_last_newline_of_stdin_is_left_out(monkeypatch: pytest.MonkeyPa
 def test_the_answer_appears_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
-    generate("Hi", engine="fake")
+    generate("Hi", engine=FAKE)
     assert terminal.flushed[:2] == ["answer", "answer 1"]
 
 

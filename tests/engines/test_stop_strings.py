@@ -6,11 +6,11 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 from tiny import tiny_checkpoint
 
-from gistlm.engines.answers import Answer, Pieces
-from gistlm.engines.base import Completion, Request, Sampling
+from gistlm.engines.answers import Answer
+from gistlm.engines.base import Completion, Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
 
@@ -39,7 +39,10 @@ def requests(kind: str) -> tuple[Request, ...]:
 @cache
 def growing(kind: str, row: int) -> list[str]:
     """The answer's text after each token, no stop string asked for."""
-    return [model(kind).complete(requests(kind)[row : row + 1], Sampling(n))[0].text for n in range(1, NEW_TOKENS + 1)]
+    return [
+        model(kind).complete(sampled(requests(kind)[row : row + 1], Sampling(max_new_tokens=n)))[0].text
+        for n in range(1, NEW_TOKENS + 1)
+    ]
 
 
 def expected(kind: str, row: int, stop: str) -> tuple[str, str, int]:
@@ -47,7 +50,7 @@ def expected(kind: str, row: int, stop: str) -> tuple[str, str, int]:
     for tokens, text in enumerate(growing(kind, row), 1):
         if stop in text:
             return text[: text.index(stop)], "stop", tokens
-    [whole] = model(kind).complete(requests(kind)[row : row + 1], Sampling(NEW_TOKENS))
+    [whole] = model(kind).complete(sampled(requests(kind)[row : row + 1], Sampling(max_new_tokens=NEW_TOKENS)))
     return whole.text, whole.finish_reason, whole.new_tokens
 
 
@@ -65,11 +68,11 @@ def stops_of(kind: str) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_ends_where_its_own_text_first_holds_the_stop_string(kind: str) -> None:
     for stop in stops_of(kind)[::2]:
-        sampling = Sampling(NEW_TOKENS, stop=stop)
-        for row, together in enumerate(model(kind).complete(requests(kind), sampling)):
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, stop=stop)
+        for row, together in enumerate(model(kind).complete(sampled(requests(kind), sampling))):
             wanted = expected(kind, row, stop)
             assert said(together) == wanted, (stop, row)
-            [alone] = model(kind).complete(requests(kind)[row : row + 1], sampling)
+            [alone] = model(kind).complete(sampled(requests(kind)[row : row + 1], sampling))
             assert said(alone) == wanted, (stop, row)
 
 
@@ -90,7 +93,7 @@ def test_what_stands_before_the_answer_completes_no_stop_string(kind: str) -> No
         first = whole[0][0]
         for stop in ("\n" + first, "assistant\n" + first, "t\n" + first):
             assert stop not in whole[0]
-            [alone] = model(kind).complete([request], Sampling(NEW_TOKENS, stop=stop))
+            [alone] = model(kind).complete(sampled([request], Sampling(max_new_tokens=NEW_TOKENS, stop=stop)))
             assert said(alone) == whole, stop
             pieces = model(kind).stream(
                 request.input, request.gist, prompt=request.prompt, max_new_tokens=NEW_TOKENS, stop=stop
@@ -101,7 +104,9 @@ def test_what_stands_before_the_answer_completes_no_stop_string(kind: str) -> No
 def test_the_earliest_of_several_stop_strings_ends_the_answer() -> None:
     text = growing("llama", 0)[-1]
     early, late = text[2:4], text[-2:]
-    [done] = model("llama").complete(requests("llama")[:1], Sampling(NEW_TOKENS, stop=[late, early]))
+    [done] = model("llama").complete(
+        sampled(requests("llama")[:1], Sampling(max_new_tokens=NEW_TOKENS, stop=[late, early]))
+    )
     assert said(done) == expected("llama", 0, early)
 
 
@@ -109,7 +114,7 @@ def test_a_stop_string_that_the_last_token_completes_is_a_stop() -> None:
     text, before = growing("llama", 0)[5], growing("llama", 0)[4]
     stop = text[len(before) - 1 :]
     assert stop not in before
-    [done] = model("llama").complete(requests("llama")[:1], Sampling(6, stop=stop))
+    [done] = model("llama").complete(sampled(requests("llama")[:1], Sampling(max_new_tokens=6, stop=stop)))
     assert said(done) == (text[: text.index(stop)], "stop", 6)
 
 
@@ -121,25 +126,22 @@ def test_a_stop_string_that_begins_and_is_not_completed_is_part_of_the_answer() 
 
 def test_half_a_character_is_no_piece_of_a_stream() -> None:
     text = "a é 世 🎉\ufffd b"
-    answer = Answer(lambda tokens: bytes(tokens).decode(errors="replace"), (), ())
-    pieces = Pieces(answer)
-
-    def generate() -> None:
-        for token in (*text.encode(), 0xE4):  # the last is half a character, and the answer's own
-            answer.take(token)
-            pieces(torch.zeros(1, 1), None)
-
-    said = list(pieces.of(generate))
+    tokens = (*text.encode(), 0xE4)  # the last is half a character, and the answer's own
+    answer = Answer(lambda ids: bytes(ids).decode(errors="replace"), (), Sampling(max_new_tokens=len(tokens)))
+    said = []
+    for token in tokens:
+        answer.take(token)
+        said.append(answer.news())
     assert "".join(said) == text + "\ufffd"
     assert [piece for piece in said if "\ufffd" in piece] == ["\ufffd ", "\ufffd"]
 
 
 def test_tokens_behind_an_answers_end_are_padding() -> None:
-    answer = Answer(lambda tokens: " ".join(map(str, tokens)), {9}, ["2 3"])
+    answer = Answer(lambda tokens: " ".join(map(str, tokens)), {9}, Sampling(stop=["2 3"]))
     for token in (1, 2, 3, 4, 9):
         answer.take(token)
     assert (answer.tokens, answer.text, answer.is_over, answer.ended) == ([1, 2, 3], "1 ", True, False)
-    other = Answer(lambda tokens: " ".join(map(str, tokens)), {9}, ["2 3"])
+    other = Answer(lambda tokens: " ".join(map(str, tokens)), {9}, Sampling(stop=["2 3"]))
     for token in (1, 9, 2, 3):
         other.take(token)
     assert (other.tokens, other.text, other.is_over, other.ended) == ([1], "1", True, True)
@@ -147,8 +149,8 @@ def test_tokens_behind_an_answers_end_are_padding() -> None:
 
 def test_a_stream_that_is_closed_early_stops_the_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Answer] = []
-    own = GistModel._answer
-    monkeypatch.setattr(GistModel, "_answer", lambda self, sampling: made.append(own(self, sampling)) or made[-1])
+    own = Answer.__init__
+    monkeypatch.setattr(Answer, "__init__", lambda self, *given: made.append(self) or own(self, *given))
     pieces: Any = model("llama").stream("hello", max_new_tokens=400)
     next(pieces)
     pieces.close()
@@ -166,7 +168,7 @@ def test_what_goes_wrong_while_a_stream_is_made_is_raised_where_it_is_read(monke
 
 
 def test_half_a_character_is_no_stop_string_yet() -> None:
-    answer = Answer(lambda ids: bytes(ids).decode(errors="replace"), [], ["\ufffd"])
+    answer = Answer(lambda ids: bytes(ids).decode(errors="replace"), [], Sampling(stop=["\ufffd"]))
     for byte in "aé".encode():
         answer.take(byte)
     assert (answer.text, answer.stopped) == ("aé", False)

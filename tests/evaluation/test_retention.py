@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 
-from gistlm.engines.base import Completion, Request, Sampling
-from gistlm.engines.fake import FakeEngine
+from gistlm.engines.base import Completion, Request
+from gistlm.engines.sampling import Sampling
 from gistlm.errors import InputError
 from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, language_of
 from gistlm.evaluation.probes import (
@@ -247,11 +248,11 @@ class Obedient(FakeEngine):
         self.known |= {gist.provenance.prompt_sha256: text for gist, text in zip(gists, prompt, strict=True)}
         return gists
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        self.samplings.append(sampling)
-        return [Completion(self._answer(request), "stop", 1, 0, 1) for request in requests]
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        self.samplings.append(requests[0].sampling)
+        return [Completion(self._said(request), "stop", 1, 0, 1) for request in requests]
 
-    def _answer(self, request: Request) -> str:
+    def _said(self, request: Request) -> str:
         prompt = request.prompt
         if request.gist is not None and request.gist.k >= 2:
             prompt = self.known[request.gist.provenance.prompt_sha256]

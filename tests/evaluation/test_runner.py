@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from fake_engine import FAKE
 from tiny import tiny_checkpoint
 
 from gistlm.data.rows import read_rows
-from gistlm.engines.base import Completion, Request, Sampling, load_engine
+from gistlm.engines.base import Completion, Request, load_engine
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, runner
@@ -121,7 +123,8 @@ def test_answers_are_those_of_the_engine_one_by_one(model: GistModel, evaluated:
         gist = model.compress(row.prompt, 3)
         assert evaluated.answers["gist@3"][place] == model.generate(row.input, gist, max_new_tokens=5)
         assert evaluated.answers["full"][place] == model.generate(row.input, prompts=row.prompt, max_new_tokens=5)
-        assert evaluated.answers["none"][place] == model.generate(row.input, max_new_tokens=5)
+        bare = Request(row.input, sampling=Sampling(max_new_tokens=5), bare_opening=True)
+        assert evaluated.answers["none"][place] == model.complete([bare])[0].text
 
 
 def test_the_batch_size_and_the_table_that_fits_change_nothing(
@@ -151,9 +154,9 @@ class Counted(GistModel):
         self.asked += len(requests)
         return super().logits(requests, outputs)
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
         self.asked += len(requests)
-        return super().complete(requests, sampling)
+        return super().complete(requests)
 
 
 def stop_after(rows: int) -> OnProgress:
@@ -303,7 +306,7 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:
 
 
 def test_an_engine_without_distributions_says_so(data: str) -> None:
-    engine = load_engine("fake", "any")
+    engine = load_engine(FAKE, "any")
     with pytest.raises(InputError, match="holds no checkpoint"):
         evaluate(engine, data, FAST)
     with pytest.raises(InputError, match="shows no logits"):

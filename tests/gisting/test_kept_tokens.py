@@ -18,7 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from gistlm.compress import compress
 from gistlm.data.rows import Row
-from gistlm.engines.base import Request, Sampling
+from gistlm.engines.base import Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
 from gistlm.gist import Gist
@@ -89,7 +90,9 @@ def test_a_prompt_of_at_most_k_tokens_is_kept_whole_and_answered_as_in_full(kind
     sampling = Sampling(max_new_tokens=5)
     full = [Request(text, prompt=prompt) for text, prompt in zip(texts, prompts, strict=True)]
     kept = [Request(text, gist) for text, gist in zip(texts, gists, strict=True)]
-    for one, other in zip(model.complete(full, sampling), model.complete(kept, sampling), strict=True):
+    for one, other in zip(
+        model.complete(sampled(full, sampling)), model.complete(sampled(kept, sampling)), strict=True
+    ):
         assert one.text == other.text
 
 

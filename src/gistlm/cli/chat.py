@@ -24,14 +24,14 @@ from gistlm.cli.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
-    stream_options,
 )
 from gistlm.cli.outcome import say
 from gistlm.cli.text import check_unicode, read_line
 from gistlm.errors import InputError
 
 if TYPE_CHECKING:
-    from gistlm.engines.base import Engine, Sampling
+    from gistlm.engines.base import Engine
+    from gistlm.engines.sampling import Sampling
     from gistlm.gist import Gist
     from gistlm.messages import Message
 
@@ -61,10 +61,17 @@ def chat(
     Example:
       gistlm chat --gist system.gist
     """
-    from gistlm.engines.base import Sampling
+    from gistlm.engines.sampling import Sampling
     from gistlm.gist_file import GistFile
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stop or ()), seed)
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     file = GistFile.load(gist)
     options = EngineOptions(engine, model, base, device, dtype)
     options.preflight(file)
@@ -128,7 +135,9 @@ class Conversation:
 
     def _answer(self, messages: list[Message]) -> str:
         said: list[str] = []
-        pieces = self.engine.stream(messages, self.gist, **stream_options(self.sampling))
+        from gistlm.engines.base import Request
+
+        pieces = self.engine.stream_request(Request(messages, self.gist, sampling=self.sampling))
         try:
             with contextlib.closing(pieces):  # type: ignore[type-var]  # an engine's iterator is a generator
                 for piece in pieces:

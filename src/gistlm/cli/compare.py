@@ -11,38 +11,38 @@ from gistlm.engines.base import Request
 from gistlm.errors import GistMismatchError
 
 if TYPE_CHECKING:
-    from gistlm.engines.base import Engine, Sampling
+    from gistlm.engines.base import Engine
     from gistlm.gist import Gist
 
 
-def answer(engine: Engine, request: Request, sampling: Sampling) -> dict[str, Any]:
+def answer(engine: Engine, request: Request) -> dict[str, Any]:
     """One answer with what it took, as plain values."""
     begin = time.perf_counter()
-    completion = engine.complete([request], sampling)[0]
+    completion = engine.complete([request])[0]
     seconds = time.perf_counter() - begin
     gist = request.gist.id if request.gist is not None else None
     condition = "gist" if gist else "positive" if request.prompt else "negative"
     return {"condition": condition, "gist": gist, **asdict(completion), "seconds": round(seconds, 4)}
 
 
-def compare_answers(engine: Engine, request: Request, prompt: str, sampling: Sampling) -> dict[str, Any]:
+def compare_answers(engine: Engine, request: Request, prompt: str) -> dict[str, Any]:
     """Both answers as plain values; ``request`` is the gist's. Raises `GistMismatchError` for another prompt."""
     gist = request.gist
     assert gist is not None
     check_made_of(engine, gist, prompt)
-    full = Request(request.input, prompt=prompt)
-    one = replace(sampling, max_new_tokens=1)
+    full = Request(request.input, prompt=prompt, sampling=request.sampling)
+    one = request.sampling.replace(max_new_tokens=1)
     for warm_up in (request, full):
-        engine.complete([warm_up], one)
+        engine.complete([replace(warm_up, sampling=one)])
     info = gist.info()
     sizes = {"gist": (info["k"], info["nbytes"]), "full": (info["prompt_tokens"], info["prompt_nbytes"])}
     report = {}
     for name, each in (("gist", request), ("full", full)):
         tokens, nbytes = sizes[name]
         begin = time.perf_counter()
-        engine.complete([each], one)
+        engine.complete([replace(each, sampling=one)])
         first = round(time.perf_counter() - begin, 4)
-        measured = answer(engine, each, sampling)
+        measured = answer(engine, each)
         report[name] = {**measured, "first_token_seconds": first, "prompt_tokens": tokens, "kv_nbytes": nbytes}
     return report
 

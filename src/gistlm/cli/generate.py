@@ -29,7 +29,7 @@ from gistlm.cli.show import print_json
 from gistlm.cli.text import STDIN, read_input, read_prompt
 
 if TYPE_CHECKING:
-    from gistlm.engines.base import Engine, Request, Sampling
+    from gistlm.engines.base import Engine, Request
     from gistlm.gist import Gist
     from gistlm.gist_file import GistFile
 
@@ -71,10 +71,18 @@ def generate(
       gistlm generate --gist system.gist --prompt-file system.txt --compare "Where is my order?"
     """
     _check_usage(text, gist, prompt_file, compare)
-    from gistlm.engines.base import Request, Sampling
+    from gistlm.engines.base import Request
+    from gistlm.engines.sampling import Sampling
     from gistlm.gist_file import GistFile
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stop or ()), seed)
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     file = GistFile.load(gist) if gist is not None else None
     prompt = read_prompt(prompt_file) if prompt_file is not None else None
     question = read_input(text)
@@ -82,16 +90,16 @@ def generate(
     if known := options.preflight(file):
         known.check_request(question, prompt, file, max_new_tokens)
     loaded = options.load(file)
-    request = Request(question, read_gist(file), None if compare else prompt)
+    request = Request(question, read_gist(file), None if compare else prompt, sampling)
     from gistlm.cli.compare import answer, compare_answers, print_comparison
 
     if compare:
-        report = compare_answers(loaded, request, prompt or "", sampling)
+        report = compare_answers(loaded, request, prompt or "")
         print_json(report) if as_json else print_comparison(report)
     elif as_json:
-        print_json(answer(loaded, request, sampling))
+        print_json(answer(loaded, request))
     else:
-        _stream(loaded, request, sampling)
+        _stream(loaded, request)
     loaded.close()
 
 
@@ -112,10 +120,8 @@ def _check_usage(text: str, gist: Path | None, prompt_file: str | None, compare:
         raise typer.BadParameter("only one of INPUT and --prompt-file can be read from stdin")
 
 
-def _stream(engine: Engine, request: Request, sampling: Sampling) -> None:
-    from gistlm.cli.options import stream_options
-
-    pieces = engine.stream(request.input, request.gist, prompt=request.prompt, **stream_options(sampling))
+def _stream(engine: Engine, request: Request) -> None:
+    pieces = engine.stream_request(request)
     with contextlib.closing(pieces):  # type: ignore[type-var]  # an engine's iterator is a generator
         for piece in pieces:
             sys.stdout.write(piece)

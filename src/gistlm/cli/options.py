@@ -11,7 +11,7 @@ from gistlm.errors import InputError
 
 if TYPE_CHECKING:
     from gistlm.cli.preflight import Preflight
-    from gistlm.engines.base import Engine, Sampling, SamplingOptions
+    from gistlm.engines.base import Engine
     from gistlm.gist_file import GistFile
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -88,15 +88,3 @@ class EngineOptions:
         dtype = self.dtype or (gist.dtype if gist is not None else None)
         with without_unneeded():
             return load_engine(self.engine, self.model, base=self.base, device=self.device, dtype=dtype)
-
-
-def stream_options(sampling: Sampling) -> SamplingOptions:
-    """The keyword arguments of `Engine.stream`."""
-    return {
-        "max_new_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "stop": sampling.stop,
-        "seed": sampling.seed,
-    }

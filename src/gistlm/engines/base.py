@@ -1,20 +1,23 @@
 """The seam between those who ask for text and the engines that make it; knows no engine and loads no torch.
 
-An engine implements `compress`, `complete`, `stream`, `score` and `close`; `generate` is built on `complete`.
-`logits` and `checkpoint` are for measuring, and an engine without them says so.
+An engine implements `answer`, which streams; `complete`, `stream` and `generate` are built on it. `compress`, `score`,
+`logits` and `checkpoint` are optional, and an engine without them says so.
 """
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
 
 from gistlm.engines.batches import BATCH_TOKENS
+from gistlm.engines.blocking import iterate
+from gistlm.engines.sampling import Sampling, SamplingOptions
 from gistlm.errors import InputError
-from gistlm.messages import Input, is_text, split_system
+from gistlm.messages import Input, split_system
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,72 +27,11 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "transformers": "gistlm.engines.transformers:GistModel",
-    "fake": "gistlm.engines.fake:FakeEngine",
 }
 """name -> module:class, loaded when asked for."""
 
-GREEDY_BELOW = 1e-5
-"""Temperatures below this are 0, as in vLLM: logits divided by less may overflow."""
 
-
-class SamplingOptions(TypedDict, total=False):
-    """The keyword arguments of `generate` and `stream`; see `Sampling`."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    stop: str | Sequence[str]
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen and when to stop."""
-
-    max_new_tokens: int = 128
-    """At most this many tokens."""
-    temperature: float = 0.0
-    """0 takes the likeliest token, and so does anything below `GREEDY_BELOW` (1e-5); higher is more varied."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
-    top_k: int = 0
-    """Sample from this many likeliest tokens; 0 is all."""
-    stop: str | Sequence[str] = ()
-    """Strings at which the answer ends; they are not part of it."""
-    seed: int | None = None
-    """Fixes sampling for one call; None continues torch's own generator."""
-
-    def __post_init__(self) -> None:
-        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
-        for name, allowed, fits in (
-            ("max_new_tokens", "a whole number of 1 or more", _whole(self.max_new_tokens, 1)),
-            ("temperature", "a number from 0 to 100", _number(self.temperature) and 0 <= self.temperature <= 100),
-            ("top_p", "a number above 0 and at most 1", _number(self.top_p) and 0 < self.top_p <= 1),
-            ("top_k", "a whole number of 0 or more", _whole(self.top_k, 0)),
-            ("stop", "a non-empty string or several", _strings(stops)),
-            ("seed", "a whole number from 0 to 2**63 - 1", self.seed is None or _whole(self.seed, 0, 1 << 63)),
-        ):
-            if not fits:
-                raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-        object.__setattr__(self, "stop", tuple(stops))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether every token is the likeliest one."""
-        return self.temperature < GREEDY_BELOW
-
-
-def _whole(value: object, least: int, below: float = float("inf")) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < below
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _strings(values: object) -> bool:
-    return isinstance(values, (list, tuple)) and all(isinstance(value, str) and is_text(value) for value in values)
+DEFAULT = Sampling()
 
 
 @dataclass(frozen=True)
@@ -103,14 +45,28 @@ class Request:
 
     input: Input
     """Messages are kept with their roles and plain texts alone."""
-    gist: Gist | None = None
+    gists: Gist | Sequence[Gist] | None = None
+    """A gist or a list of them. Gists cannot be joined yet, so more than one is refused."""
     prompt: str | None = None
     """None leaves it to the model's chat template, which may have a system message of its own."""
+    sampling: Sampling = DEFAULT
+    """How its answer is made."""
     bare_opening: bool = False
     """With neither gist nor prompt: the template's opening as a gist would stand behind it, and no system message of
     the template's own. This is the negative control of an evaluation."""
 
+    @property
+    def gist(self) -> Gist | None:
+        """The gist that stands before the input, if there is one."""
+        return self.gists[0] if self.gists else None  # type: ignore[index]  # a tuple by `__post_init__`
+
     def __post_init__(self) -> None:
+        gists = tuple(self.gists) if isinstance(self.gists, (list, tuple)) else (self.gists,)
+        object.__setattr__(self, "gists", tuple(gist for gist in gists if gist is not None))
+        if len(self.gists) > 1:  # type: ignore[arg-type]
+            raise InputError(f"gists cannot be joined yet, so a request takes one; got {len(gists)}")
+        if not isinstance(self.sampling, Sampling):
+            raise InputError(f"sampling must be a Sampling, got {type(self.sampling).__name__}")
         if self.gist is not None and self.prompt is not None:
             raise InputError("a request has a gist or a prompt, not both; compare them as two requests of one call")
         if self.gist is not None and not hasattr(self.gist, "provenance"):
@@ -150,8 +106,19 @@ class Completion:
     """Tokens generated, the ending one included."""
 
 
+class Piece(NamedTuple):
+    """A part of an answer."""
+
+    row: int
+    """Which request of the call it answers."""
+    text: str
+    """What comes next; may be empty in the last piece."""
+    completion: Completion | None = None
+    """The whole answer, with its last piece."""
+
+
 class Engine(ABC):
-    """A model that can compress prompts and answer over gists."""
+    """A model that answers over gists."""
 
     batch_tokens: int = BATCH_TOKENS
     """Most tokens that run together, padding included; a longer row runs alone."""
@@ -161,30 +128,46 @@ class Engine(ABC):
     def from_pretrained(cls, name: str, /, *args: Any, **options: Any) -> Engine:
         """The engine on a checkpoint; `load_engine` gives base, device and dtype, each None for the default."""
 
+    @abstractmethod
+    def answer(self, requests: Sequence[Request]) -> AsyncIterator[Piece]:
+        """Pieces of all answers as they are made; requests with gists, prompts and neither may be mixed.
+
+        Impossible requests raise here, before anything is run. To cancel, close the iterator or cancel its task.
+        """
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Whole answers, in the requests' order."""
+        pieces = iterate(self.answer(requests))
+        made = {piece.row: piece.completion for piece in pieces if piece.completion is not None}
+        return [made[row] for row in range(len(requests))]
+
+    def stream(
+        self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
+    ) -> Iterator[str]:
+        """Pieces of one answer as they are made. Errors are raised here, before the first piece."""
+        return self.stream_request(Request(input, gist, prompt, Sampling.parse(options)))
+
+    def stream_request(self, request: Request) -> Iterator[str]:
+        """The same, of a request."""
+        return _texts(iterate(self.answer([request])))
+
     @overload
     def compress(self, prompt: str, k: int = 4) -> Gist: ...  # type: ignore[overload-overlap]
     @overload
     def compress(self, prompt: Sequence[str], k: int = 4) -> list[Gist]: ...
-    @abstractmethod
     def compress(self, prompt: str | Sequence[str], k: int = 4) -> Gist | list[Gist]:
-        """One gist of k tokens, or one per prompt."""
+        """One gist of k tokens, or one per prompt. Raises `InputError` where the engine makes no gists."""
+        raise InputError(f"{type(self).__name__} makes no gists; compress with the engine 'transformers'")
 
-    @abstractmethod
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """Answers in the requests' order. Requests with gists, prompts and neither may be mixed."""
-
-    @abstractmethod
-    def stream(
-        self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
-    ) -> Iterator[str]:
-        """Pieces of one answer as they are made."""
-
-    @abstractmethod
     def score(
         self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
         gists: Gist | Sequence[Gist | None] | None = None, *, prompts: str | Sequence[str | None] | None = None,
     ) -> Any:  # fmt: skip
-        """Log-probability (nats) of every output token, the ending one included: [tokens], or a list of them."""
+        """Log-probability (nats) of every output token, the ending one included: [tokens], or a list of them.
+
+        Raises `InputError` where the engine scores nothing.
+        """
+        raise InputError(f"{type(self).__name__} scores no outputs; use the engine 'transformers' to measure with")
 
     def logits(self, requests: Sequence[Request], outputs: Sequence[str]) -> Iterator[Tensor]:
         """For every request the logits [tokens, vocabulary] that predict its output, the ending token included.
@@ -220,24 +203,44 @@ class Engine(ABC):
         control; an input has one or the other. options: see `Sampling`. Raises `InputError`,
         `GistMismatchError` or `PromptTooLongError`.
         """
-        requests, single = make_requests(inputs, gists, prompts)
-        answers = [completion.text for completion in self.complete(requests, Sampling(**options))]
+        requests, single = make_requests(inputs, gists, prompts, Sampling.parse(options))
+        answers = [completion.text for completion in self.complete(requests)]
         return answers[0] if single else answers
 
 
+def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
+    with closing(pieces):  # type: ignore[type-var]  # a generator
+        for piece in pieces:
+            if piece.text:
+                yield piece.text
+
+
+def sampled(requests: Sequence[Request], sampling: Sampling) -> list[Request]:
+    """The same requests, their answers made in another way."""
+    return [replace(request, sampling=sampling) for request in requests]
+
+
 def load_engine(name: str, model: str, **options: Any) -> Engine:
-    """Load an engine of `ENGINES` on a model. Raises `InputError` for an unknown name."""
-    if name not in ENGINES:
-        raise InputError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
-    module, _, kind = ENGINES[name].partition(":")
-    found: type[Engine] = getattr(importlib.import_module(module), kind)
-    return found.from_pretrained(model, **options)
+    """Load an engine on a model: one of `ENGINES`, or another `Engine` by its place, module:class.
+
+    Raises `InputError` where there is none of that name.
+    """
+    module, colon, kind = ENGINES.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), kind) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"the engine {name} cannot be loaded: {error}") from error
+    if found is None:
+        raise InputError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}, and module:class of your own")
+    engine: Engine = found.from_pretrained(model, **options)
+    return engine
 
 
 def make_requests(
     inputs: Input | Sequence[Input],
     gists: Gist | Sequence[Gist | None] | None,
     prompts: str | Sequence[str | None] | None,
+    sampling: Sampling = DEFAULT,
 ) -> tuple[list[Request], bool]:
     """Pair inputs with gists and prompts; the second value says whether a single input was given.
 
@@ -248,7 +251,7 @@ def make_requests(
     single = isinstance(inputs, str) or (len(inputs) > 0 and isinstance(inputs[0], dict))
     every: list[Any] = [inputs] if single else list(inputs)
     pairs = zip(every, one_each(gists, len(every), "gists"), one_each(prompts, len(every), "prompts"), strict=True)
-    return [Request(each, gist, prompt) for each, gist, prompt in pairs], single
+    return [Request(each, gist, prompt, sampling) for each, gist, prompt in pairs], single
 
 
 def one_each(values: Any, count: int, what: str) -> list[Any]:
@@ -258,32 +261,3 @@ def one_each(values: Any, count: int, what: str) -> list[Any]:
     if len(values) != count:
         raise InputError(f"{what} must be one for all inputs or one per input: {len(values)} given for {count} inputs")
     return list(values)
-
-
-def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
-
-
-def hold_back(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """Pass pieces on, but never a part of a stop string: what may begin one waits for the next piece."""
-    waiting = ""
-    for piece in pieces:
-        waiting += piece
-        cut = cut_at_stop(waiting, stops)
-        if len(cut) < len(waiting):
-            if cut:
-                yield cut
-            return
-        safe = len(waiting) - max((_overlap(waiting, stop) for stop in stops), default=0)
-        if safe:
-            yield waiting[:safe]
-            waiting = waiting[safe:]
-    if waiting:
-        yield waiting
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest beginning of ``stop`` with which ``text`` ends."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -5,32 +5,25 @@ Knows checkpoints and gists; how gists are made is `compress`'s, who sees whom i
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from gistlm.compress import compress
-from gistlm.engines.answers import Answer, Answers, Pieces
-from gistlm.engines.base import (
-    Completion,
-    Engine,
-    Request,
-    Sampling,
-    SamplingOptions,
-    hold_back,
-    make_requests,
-    one_each,
-)
+from gistlm.engines.answers import Answer, Answers
+from gistlm.engines.base import Completion, Engine, Piece, Request, make_requests, one_each
 from gistlm.engines.batches import BATCH_TOKENS, batches, within_memory
 from gistlm.engines.encoder_layout import EncoderLayout
 from gistlm.engines.layout import Layout, Prepared, Row
+from gistlm.engines.row_sampling import RowSampling
+from gistlm.engines.sampling import Sampling
 from gistlm.errors import InputError
 from gistlm.gist import DTYPES, Gist
 from gistlm.messages import Input
@@ -117,19 +110,9 @@ class GistModel(Engine):
         digest, dtype = self.checkpoint.prompts.prompt_sha256(prompt), str(self.dtype).removeprefix("torch.")
         return request_name(digest, k, self.checkpoint.fingerprint, self.checkpoint.adapter_fingerprint, dtype)
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """Answers in the requests' order; requests with gists, prompts and neither may be mixed."""
-        rows = [self._row(request, room=sampling.max_new_tokens) for request in requests]
-        with self._lock, _seeded(sampling.seed, self.device):
-            return [answer for some in self._batches(rows, _widths) for answer in self._complete(some, sampling)]
-
-    def stream(
-        self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
-    ) -> Iterator[str]:
-        """Pieces of one answer as they are made. Errors are raised here, before the first piece."""
-        sampling = Sampling(**options)
-        prepared = self._prepare([Request(input, gist, prompt)], sampling.max_new_tokens)
-        return hold_back(self._stream(prepared, sampling), sampling.stop)
+    def answer(self, requests: Sequence[Request]) -> AsyncIterator[Piece]:
+        """Pieces of all answers, a batch after the other; see `Engine.answer`."""
+        return self._answer([self._row(request, room=request.sampling.max_new_tokens) for request in requests])
 
     def score(
         self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
@@ -179,37 +162,68 @@ class GistModel(Engine):
         ids = map(self.checkpoint.prompts.output_ids, outputs)
         return [self._row(request, output) for request, output in zip(requests, ids, strict=True)]
 
-    def _complete(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
-        """One batch; a model with sliding windows gets rows of one length at a time.
+    async def _answer(self, rows: Sequence[Row]) -> AsyncIterator[Piece]:
+        for places in self._places(rows):
+            async for piece in self._run([rows[place] for place in places]):
+                yield piece._replace(row=places[piece.row])
 
-        `generate` counts a window in columns, so there must be no padding between a gist and its rest.
+    def _places(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Batches of rows, by their places. In a model with sliding windows the rows of one have one length: `generate`
+        counts a window in columns, so there must be no padding between a gist and its rest.
         """
-        lengths = [len(row.fresh) for row in rows]
-        if self.checkpoint.architecture.window is not None and len(set(lengths)) > 1:
-            answers: dict[int, Completion] = {}
-            for length in set(lengths):
-                places = [place for place, other in enumerate(lengths) if other == length]
-                answers |= zip(places, self._complete([rows[place] for place in places], sampling), strict=True)
-            return [answers[place] for place in range(len(rows))]
-        prepared, made = self._layout.prepare(rows), [self._answer(sampling) for _ in rows]
-        self._generate(prepared, sampling, [Answers(made)])
-        counts = zip(lengths, prepared.cached_lengths.tolist(), strict=True)
-        return [
-            Completion(
-                text=answer.text,
-                finish_reason="stop" if answer.is_over else "length",
-                fresh_tokens=fresh,
-                cached_tokens=cached,
-                new_tokens=len(answer.tokens) + answer.ended,
-            )
-            for answer, (fresh, cached) in zip(made, counts, strict=True)
-        ]
+        windowed = self.checkpoint.architecture.window is not None
+        for places in self._batches(list(range(len(rows))), lambda place: rows[place].widths):
+            lengths = {len(rows[place].fresh) if windowed else 0: None for place in places}
+            for length in lengths:
+                yield [place for place in places if not windowed or len(rows[place].fresh) == length]
 
-    def _answer(self, sampling: Sampling) -> Answer:
-        return Answer(self.checkpoint.prompts.decode, self._ending_ids, tuple(sampling.stop))
+    async def _run(self, rows: Sequence[Row]) -> AsyncIterator[Piece]:
+        """One batch, whose tokens are made in a thread. Where nobody reads on, it ends with the next token."""
+        loop, cancelled = asyncio.get_running_loop(), threading.Event()
+        told: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+
+        def tell(item: Piece | BaseException | None) -> None:
+            try:
+                loop.call_soon_threadsafe(told.put_nowait, item)
+            except RuntimeError:  # the loop was closed
+                cancelled.set()
+
+        def work() -> None:
+            try:
+                with self._lock:
+                    self._make(rows, tell, cancelled)
+                tell(None)
+            except BaseException as problem:
+                tell(problem)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while (item := await told.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            cancelled.set()
+            while thread.is_alive():
+                await asyncio.sleep(0.001)
+
+    def _make(self, rows: Sequence[Row], tell: Callable[[Piece], None], cancelled: threading.Event) -> None:
+        """Generate the rows' answers, and tell of each piece."""
+        prepared, samplings = self._layout.prepare(rows), [row.request.sampling for row in rows]
+        cached = prepared.cached_lengths.tolist()
+        answers = [Answer(self.checkpoint.prompts.decode, self._ending_ids, sampling) for sampling in samplings]
+
+        def tell_of(row: int) -> None:
+            answer, text = answers[row], answers[row].news()
+            whole = _completion(answer, len(rows[row].fresh), cached[row]) if answer.is_done else None
+            if text or whole:
+                tell(Piece(row, text, whole))
+
+        self._generate(prepared, samplings, [Answers(answers, tell_of, cancelled)])
 
     def _generate(
-        self, prepared: Prepared, sampling: Sampling, criteria: Sequence[StoppingCriteria] = (), **more: Any
+        self, prepared: Prepared, samplings: Sequence[Sampling], criteria: Sequence[StoppingCriteria] = (), **more: Any
     ) -> Any:
         """Run stock `generate`, and return what it does.
 
@@ -221,19 +235,19 @@ class GistModel(Engine):
         with torch.no_grad(), within_memory():
             return reader.generate(
                 **self._layout.generation_inputs(prepared),
-                generation_config=self._generation_config(sampling),
+                generation_config=self._generation_config(max(each.max_new_tokens for each in samplings)),
+                logits_processor=LogitsProcessorList([RowSampling(samplings, self.device)]),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 **more,
             )
 
-    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        chosen = {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p), "top_k": sampling.top_k}
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        """For greedy search: sampled rows are drawn by `RowSampling`."""
         reader = self.checkpoint.reader
         start = getattr(reader.config, "decoder_start_token_id", None)
         return GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=not sampling.greedy,
-            **({} if sampling.greedy else chosen),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
             eos_token_id=self._ending_ids or None,
             pad_token_id=next(iter(self._ending_ids), 0),
             suppress_tokens=list(self.checkpoint.gist_token_ids) or None,
@@ -246,16 +260,6 @@ class GistModel(Engine):
         own = self.checkpoint.reader.generation_config.eos_token_id
         own = own if isinstance(own, list) else [] if own is None else [own]
         return list(dict.fromkeys(self.checkpoint.prompts.output_end_ids[:1] + own))
-
-    def _stream(self, prepared: Prepared, sampling: Sampling) -> Iterator[str]:
-        answer = self._answer(sampling)
-        pieces = Pieces(answer)
-
-        def generate() -> None:
-            with self._lock, _seeded(sampling.seed, self.device):
-                self._generate(prepared, sampling, [Answers([answer]), pieces])
-
-        return pieces.of(generate)
 
     def _score(self, rows: Sequence[Row]) -> list[Tensor]:
         """Log-probabilities [tokens] of each row's output."""
@@ -280,12 +284,11 @@ def _widths(row: Row) -> tuple[int, ...]:
     return row.widths
 
 
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Torch's generators set to ``seed`` for a while, and put back as they were."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _completion(answer: Answer, fresh: int, cached: int) -> Completion:
+    return Completion(
+        text=answer.text,
+        finish_reason="stop" if answer.is_over else "length",
+        fresh_tokens=fresh,
+        cached_tokens=cached,
+        new_tokens=len(answer.tokens) + answer.ended,
+    )

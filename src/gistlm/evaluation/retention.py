@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gistlm.engines.base import Engine, Request, Sampling
+from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.sampling import Sampling
 from gistlm.errors import InputError
 from gistlm.evaluation.conditions import gists_of_each_k
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
@@ -75,11 +76,11 @@ def _count(
 ) -> dict[str, int]:
     """Right answers to the probes of one kind under each condition."""
     right = dict.fromkeys(labels, 0)
-    sampling = Sampling(LONG_ANSWERS.get(probes[0].kind, NEW_TOKENS))
+    sampling = Sampling(max_new_tokens=LONG_ANSWERS.get(probes[0].kind, NEW_TOKENS))
     for start in range(0, len(probes), BATCH):
         batch = probes[start : start + BATCH]
         for condition, requests in zip(labels, _requests(engine, batch, ks), strict=True):
-            answers = engine.complete(requests, sampling)
+            answers = engine.complete(sampled(requests, sampling))
             right[condition] += sum(probe.correct(each.text) for probe, each in zip(batch, answers, strict=True))
             step(len(batch))
     return right

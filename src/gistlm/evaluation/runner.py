@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from gistlm.data.rows import Row, check_count, read_rows
-from gistlm.engines.base import Engine, Request, Sampling
+from gistlm.engines.base import Engine, Request, sampled
 from gistlm.engines.batches import batches
+from gistlm.engines.sampling import Sampling
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
@@ -186,7 +187,8 @@ def _generate(
     """Answers under every condition, and every condition's scores on the full-prompt model's answers."""
     answers, targets = list[str](), list[list[int]]()
     for condition, asked in requests.items():
-        completions = engine.complete(asked, Sampling(config.new_tokens))
+        sampling = Sampling(max_new_tokens=config.new_tokens)
+        completions = engine.complete(sampled(asked, sampling))
         for place, completion in zip(places, completions, strict=True):
             table.answers[condition.label][place] = completion.text
             if condition == FULL:

@@ -43,7 +43,7 @@ class TrainConfig(Options):
     """What each row's number of gist tokens is drawn from; a number given twice is drawn twice as often. By default 1,
     2, 4, ... up to max_k, for an encoder-decoder every number."""
     kept: NonNegativeInt = 0
-    """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (see `kept_tokens`).
+    """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (`kept_tokens`).
     The fewest gist tokens that are learned is 1."""
     anchored: bool | None = None
     """Start each gist token from one of the prompt's rarest tokens; by default `frozen` does, `paper` does not."""

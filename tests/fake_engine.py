@@ -6,24 +6,15 @@ and loads torch only where one is made or read.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
-from gistlm.engines.base import (
-    Completion,
-    Engine,
-    Request,
-    Sampling,
-    SamplingOptions,
-    cut_at_stop,
-    hold_back,
-    make_requests,
-    one_each,
-)
+from gistlm.engines.answers import cut_at_stop
+from gistlm.engines.base import Completion, Engine, Piece, Request, make_requests, one_each
 from gistlm.errors import InputError, PromptTooLongError
 from gistlm.files import sha256
 from gistlm.messages import Input, turns
@@ -31,6 +22,8 @@ from gistlm.messages import Input, turns
 if TYPE_CHECKING:
     from gistlm.gist import Gist
 
+FAKE = "fake_engine:FakeEngine"
+"""Its name for `--engine` and `load_engine`."""
 CONTEXT = 4096
 """Words of prompt, input and answer together."""
 MAX_K = 16
@@ -64,17 +57,19 @@ class FakeEngine(Engine):
             return self._gist(prompt, k)
         return [self._gist(each, k) for each in prompt]
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One answer per request."""
-        return [self._complete(request, sampling) for request in requests]
+    def answer(self, requests: Sequence[Request]) -> AsyncIterator[Piece]:
+        """The answers one after the other, word by word."""
+        return self._answer(requests, [self._words(request) for request in requests])
 
-    def stream(
-        self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
-    ) -> Iterator[str]:
-        """The answer word by word; errors are raised here, before the first one."""
-        sampling = Sampling(**options)
-        words = self._words(Request(input, gist, prompt), sampling)[: sampling.max_new_tokens]
-        return hold_back(self._slowly(words), sampling.stop)
+    async def _answer(self, requests: Sequence[Request], words: Sequence[list[str]]) -> AsyncIterator[Piece]:
+        for row, (request, own) in enumerate(zip(requests, words, strict=True)):
+            whole, told = self._complete(request, own), ""
+            for word in own[: request.sampling.max_new_tokens]:
+                await asyncio.sleep(self.delay)
+                piece = whole.text[len(told) : len(told) + len(word)]
+                told += piece
+                yield Piece(row, piece)
+            yield Piece(row, whole.text[len(told) :], whole)
 
     def score(
         self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
@@ -122,11 +117,10 @@ class FakeEngine(Engine):
         )
         return Gist(keys, values, info)
 
-    def _complete(self, request: Request, sampling: Sampling) -> Completion:
-        words = self._words(request, sampling)
-        text = "".join(self._slowly(words[: sampling.max_new_tokens]))
-        cut = cut_at_stop(text, sampling.stop)
-        ended = len(words) < sampling.max_new_tokens
+    def _complete(self, request: Request, words: list[str]) -> Completion:
+        text = "".join(words[: request.sampling.max_new_tokens])
+        cut = cut_at_stop(text, request.sampling.stop)
+        ended = len(words) < request.sampling.max_new_tokens
         fresh = _count(request.input) + len((request.prompt or "").split())
         return Completion(
             cut,
@@ -136,9 +130,9 @@ class FakeEngine(Engine):
             new_tokens=len(cut.split()) + (ended and cut == text),
         )
 
-    def _words(self, request: Request, sampling: Sampling) -> list[str]:
+    def _words(self, request: Request) -> list[str]:
         """The whole answer, each word with the space before it."""
-        before = self._before(request)
+        before, sampling = self._before(request), request.sampling
         length = _count(request.input) + len((request.prompt or "").split()) + sampling.max_new_tokens
         if length > CONTEXT:
             raise PromptTooLongError(length, CONTEXT, "request with room for its answer")
@@ -156,12 +150,6 @@ class FakeEngine(Engine):
             request.gist.check_reader({2: self.fingerprint}, self.name, DTYPES[self.dtype])
             return f"a gist of {request.gist.k} tokens"
         return f"a prompt of {len(request.prompt.split())} tokens" if request.prompt else "no prompt"
-
-    def _slowly(self, words: Sequence[str]) -> Iterator[str]:
-        for word in words:
-            if self.delay:
-                time.sleep(self.delay)
-            yield word
 
 
 def _count(request: Input) -> int:
