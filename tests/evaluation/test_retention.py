@@ -12,7 +12,7 @@ import pytest
 from gistlm.engines.base import Completion, Request, Sampling
 from gistlm.engines.fake import FakeEngine
 from gistlm.errors import InputError
-from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, language_of
+from gistlm.evaluation.probe_words import LANGUAGES, SPLITS, language_of, vocabulary
 from gistlm.evaluation.probes import (
     CODE_LENGTHS,
     KINDS,
@@ -30,8 +30,8 @@ from gistlm.evaluation.results import SCHEMA, _check
 from gistlm.evaluation.resume_log import Journal
 from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure, wilson
 
-EVAL, TRAIN = VOCABULARIES["eval"], VOCABULARIES["train"]
-SPLITS = pytest.mark.parametrize("split", VOCABULARIES)
+EVAL, TRAIN = map(vocabulary, SPLITS)
+EACH_SPLIT = pytest.mark.parametrize("split", SPLITS)
 
 
 def of_kind(kind: str, n: int, split: str = "eval") -> list[Probe]:
@@ -41,23 +41,23 @@ def of_kind(kind: str, n: int, split: str = "eval") -> list[Probe]:
 # Rows
 
 
-@SPLITS
+@EACH_SPLIT
 def test_there_are_hundreds_of_different_probes_of_every_kind(split: str) -> None:
     probes = probe_rows(0, 400, split)
     assert len({(probe.kind, probe.prompt, probe.input) for probe in probes}) == 400 * len(KINDS)
 
 
-@SPLITS
+@EACH_SPLIT
 def test_the_expected_answer_is_right(split: str) -> None:
     assert [probe for probe in probe_rows(1, 200, split) if not probe.correct(probe.expected)] == []
 
 
-@SPLITS
+@EACH_SPLIT
 def test_the_input_does_not_answer_itself(split: str) -> None:
     assert [probe for probe in probe_rows(2, 200, split) if probe.correct(probe.input)] == []
 
 
-@SPLITS
+@EACH_SPLIT
 def test_another_probes_answer_to_the_same_input_is_mostly_wrong(split: str) -> None:
     for kind in KINDS:
         probes = of_kind(kind, 100, split)

@@ -1,6 +1,6 @@
 """Probes: prompts that a program writes, with a question whose answer is in the prompt alone, and an exact check.
 
-Ten kinds of content, see `KINDS`. Names, words, questions, marks and sentences come in two halves that share nothing:
+Ten kinds of content, see `KINDS`. Names, words, questions, marks and sentences come in two splits without a word in common:
 "eval" for `probe_rows`, "train" for `training_rows`, so that training on these kinds never shows an item of the
 probe. Codes and numbers are random. Knows nothing of models, gists or scores.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from random import Random
 
 from gistlm.errors import InputError
-from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, Vocabulary, language_of
+from gistlm.evaluation.probe_words import LANGUAGES, SPLITS, Vocabulary, language_of, vocabulary
 
 CODE_LENGTHS = (4, 8, 16, 32)
 CODE_CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
@@ -190,10 +190,10 @@ def _with_manner(draw: Random, words: Vocabulary, fact: str) -> str:
 
 def _stream(kind: str, seed: int, split: str) -> Iterator[Probe]:
     """Probes of one kind without end; its draws depend on nothing but kind, seed and split."""
-    draw, seen = Random(f"{split}:{kind}:{seed}"), set[tuple[str, str]]()
+    draw, words, seen = Random(f"{split}:{kind}:{seed}"), vocabulary(split), set[tuple[str, str]]()
     while True:
         for _ in range(ATTEMPTS):
-            probe = KINDS[kind](draw, VOCABULARIES[split], len(seen))
+            probe = KINDS[kind](draw, words, len(seen))
             if (probe.prompt, probe.input) not in seen:
                 break
         else:
@@ -205,5 +205,5 @@ def _stream(kind: str, seed: int, split: str) -> Iterator[Probe]:
 def _check_arguments(count: int, split: str) -> None:
     if count < 1:
         raise InputError(f"the number of probes must be 1 or more, got {count}")
-    if split not in VOCABULARIES:
-        raise InputError(f"there is no split {split!r}; there are {', '.join(VOCABULARIES)}")
+    if split not in SPLITS:
+        raise InputError(f"there is no split {split!r}; there are {', '.join(SPLITS)}")
