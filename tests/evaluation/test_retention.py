@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -27,7 +28,7 @@ from gistlm.evaluation.probes import (
     training_rows,
 )
 from gistlm.evaluation.results import SCHEMA, _check
-from gistlm.evaluation.resume_log import Journal
+from gistlm.evaluation.resume_log import ResumeLog
 from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure, wilson
 
 EVAL, TRAIN = map(vocabulary, SPLITS)
@@ -307,17 +308,19 @@ def test_a_stopped_probe_goes_on_with_the_kinds_that_are_missing(tmp_path: Path)
 
 def kept(engine: Obedient, path: Path, limit: int, on_progress: Any = None) -> list[dict[str, Any]]:
     """What `measure` gives when the scores of every kind are kept in that file."""
-    journal = Journal(path, {})
+    resume_log = ResumeLog(path, {})
     try:
-        return measure(engine, [2], 5, limit, on_progress, journal)
+        return measure(engine, [2], 5, limit, on_progress, resume_log)
     finally:
-        journal.close()
+        resume_log.close()
 
 
 def test_kept_counts_that_cannot_be_are_counted_again(tmp_path: Path) -> None:
     whole = kept(Obedient(), tmp_path / "x", 20)
-    content = (tmp_path / "x").read_text()
-    (tmp_path / "x").write_text(content.replace('"full": 20', '"full": 21', 1))
+    database = sqlite3.connect(tmp_path / "x")
+    with database:
+        database.execute("""UPDATE pieces SET value = replace(value, '"full": 20', '"full": 21') WHERE rowid = 1""")
+    database.close()
     assert kept(Obedient(), tmp_path / "x", 20) == whole
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 SPLITS = ("eval", "train")
-"""The two vocabularies, which share nothing."""
+"""The two vocabularies, which have no item in common."""
 LANGUAGES = ("French", "Spanish", "German", "Italian")
 
 Fact = tuple[str, str]

@@ -1,8 +1,8 @@
 """Probes: prompts that a program writes, with a question whose answer is in the prompt alone, and an exact check.
 
-Ten kinds of content, see `KINDS`. Names, words, questions, marks and sentences come in two splits without a word in common:
-"eval" for `probe_rows`, "train" for `training_rows`, so that training on these kinds never shows an item of the
-probe. Codes and numbers are random. Knows nothing of models, gists or scores.
+Ten kinds of content, see `KINDS`. Names, words, questions, marks and sentences come in two splits with no item in
+common: "eval" for `probe_rows`, "train" for `training_rows`, so that training on these kinds never shows an item of
+the probe. Codes and numbers are random. Knows nothing of models, gists or scores.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from gistlm.evaluation.conditions import gists_of_each_k
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.results import is_of, label
-from gistlm.evaluation.resume_log import Journal
+from gistlm.evaluation.resume_log import ResumeLog
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""
@@ -37,12 +37,12 @@ def measure(
     seed: int = 0,
     limit: int | None = None,
     on_progress: OnProgress | None = None,
-    journal: Journal | None = None,
+    resume_log: ResumeLog | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of every kind under every condition: the list "retention" of `results.SCHEMA`.
 
     ks: numbers of gist tokens. limit: most probes of each kind, where that is less than `PER_KIND`. on_progress:
-    called with the answers that are done, and with all of them. journal: keeps the scores of every kind as soon as
+    called with the answers that are done, and with all of them. resume_log: keeps the scores of every kind as soon as
     they are known, and gives back those of an earlier run. Raises `InputError` for a k that the checkpoint does not
     have.
     """
@@ -51,14 +51,14 @@ def measure(
         raise InputError(f"k is a number of gist tokens, 1 or more; got {ks[0]}")
     probes = probe_rows(seed, PER_KIND if limit is None else min(limit, PER_KIND))
     labels = [label("full", None), label("none", None), *(label("gist", k) for k in ks)]
-    journal = journal or Journal(None, {})
+    resume_log = resume_log or ResumeLog(None, {})
     asked = [(probe.kind, probe.prompt, probe.input, probe.expected) for probe in probes]
-    work = journal.name(probes=asked, conditions=labels)
+    work = resume_log.name(probes=asked, conditions=labels)
     n, entries = len(probes) // len(KINDS), list[dict[str, Any]]()
     progress = Progress(len(probes) * len(labels), on_progress)
     for place, kind in enumerate(KINDS, 1):
         own = [probe for probe in probes if probe.kind == kind]
-        right = journal.measured(
+        right = resume_log.measured(
             f"{work} {kind}",
             lambda counts: (
                 is_of(counts, dict.fromkeys(labels, int)) and all(0 <= each <= n for each in counts.values())

@@ -22,7 +22,7 @@ from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
 from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
 from gistlm.evaluation.progress import OnProgress, Progress
-from gistlm.evaluation.resume_log import Journal
+from gistlm.evaluation.resume_log import ResumeLog
 from gistlm.evaluation.table import Table
 from gistlm.evaluation.words import LLMLINGUA2
 from gistlm.gisting.placement import check_k
@@ -86,11 +86,11 @@ def evaluate(
     data: str,
     config: EvalConfig,
     on_progress: OnProgress | None = None,
-    journal: Journal | None = None,
+    resume_log: ResumeLog | None = None,
 ) -> Evaluation:
     """Measure every condition on a file of rows.
 
-    journal: keeps every batch as soon as it is measured, and gives back those of an earlier run; its basis is
+    resume_log: keeps every batch as soon as it is measured, and gives back those of an earlier run; its basis is
     `describe.basis(engine)`.
 
     Raises `DataError` for rows that cannot be used, `InputError` for an impossible k, and `MissingDependencyError`
@@ -111,7 +111,7 @@ def evaluate(
         )
     source = Source(checkpoint, [row.prompt for row in rows], config.classifier, config.seed)
     conditions = Conditions(engine, config.ks, config.baselines, source)
-    table = measure(engine, rows, conditions, config, on_progress, journal)
+    table = measure(engine, rows, conditions, config, on_progress, resume_log)
     model = describe.model(checkpoint)
     lengths = int(table.output_tokens.sum()), int(table.answer_tokens.sum())
     results = {
@@ -132,15 +132,15 @@ def measure(
     conditions: Conditions,
     config: EvalConfig,
     on_progress: OnProgress | None = None,
-    journal: Journal | None = None,
+    resume_log: ResumeLog | None = None,
 ) -> Table:
     """Every condition on every row, in batches of rows of like length."""
-    journal = journal or Journal(None, {})
+    resume_log = resume_log or ResumeLog(None, {})
     table = Table(rows, engine.checkpoint.prompts, [condition.label for condition in conditions.all], config.generate)
     by_length = sorted(range(len(rows)), key=table.length)
     units = len(conditions.all) * (3 if config.generate else 1)
     progress = Progress(len(rows) * units, on_progress)
-    work = journal.name(
+    work = resume_log.name(
         config=asdict(config),
         batch_tokens=engine.batch_tokens,
         skipped=list(conditions.skipped),
@@ -149,7 +149,7 @@ def measure(
     widths = [(table.length(place),) for place in by_length]
     for batch in batches(widths, config.batch_size, engine.batch_tokens):
         places = [by_length[at] for at in batch]
-        journal.measured(
+        resume_log.measured(
             f"{work} {batch[0]}",
             partial(table.put, places),
             partial(_measure_batch, engine, places, conditions, table, config, progress),
