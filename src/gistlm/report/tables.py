@@ -337,3 +337,13 @@ def _judge(values: Values) -> list[Table]:
         for entry in values["judge"] or []
     ]
     return [Table("The judge's verdicts; a tie is half a win", head, rows)] if rows else []
+
+
+def answers(values: Values) -> Table | None:
+    """The texts of `examples` side by side; None where there are none."""
+    found = examples(values)
+    if not found:
+        return None
+    names = list(dict.fromkeys(name for example in found for name in example))
+    rows = [[str(place), *(example.get(name, "") for name in names)] for place, example in enumerate(found, 1)]
+    return Table("Answers side by side, of the file's first rows", ["example", *names], rows)
