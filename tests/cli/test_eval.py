@@ -244,10 +244,10 @@ class Judge:
     """Stands for `judge.compare`: remembers the pairs of every call and fails from the n-th on."""
 
     def __init__(self, fails_at: int = 99) -> None:
-        self.calls: list[list[judge.Pair]] = []
+        self.calls: list[list[judge.AnswerPair]] = []
         self.fails_at = fails_at
 
-    def __call__(self, pairs: list[judge.Pair], url: str, model: str, *more: Any) -> dict[str, Any]:
+    def __call__(self, pairs: list[judge.AnswerPair], url: str, model: str, *more: Any) -> dict[str, Any]:
         assert (url, model) == ("http://127.0.0.1:1/v1", "any")
         self.calls.append(pairs)
         if len(self.calls) > self.fails_at:

@@ -29,7 +29,8 @@ from gistlm.evaluation.probes import (
 )
 from gistlm.evaluation.results import SCHEMA, _check
 from gistlm.evaluation.resume_log import ResumeLog
-from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure, wilson
+from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure
+from gistlm.evaluation.statistics import wilson
 
 EVAL, TRAIN = map(vocabulary, SPLITS)
 EACH_SPLIT = pytest.mark.parametrize("split", SPLITS)
@@ -91,7 +92,7 @@ def test_languages_and_formats_and_exceptions_take_turns() -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(EVAL)])
-def test_training_and_evaluation_share_nothing(field: str) -> None:
+def test_training_and_evaluation_have_nothing_in_common(field: str) -> None:
     def plain(items: Sequence[Any]) -> set[str]:
         return {text.casefold() for item in items for text in ([item] if isinstance(item, str) else item)}
 

@@ -247,7 +247,7 @@ def _judge(measured: Evaluation, judging: Judging, seed: int) -> list[dict[str, 
     verdicts = []
     for name in ("none", *(label for label in measured.answers if label.startswith("gist@"))):
         answers = zip(measured.rows, measured.answers[name], measured.answers["full"], strict=True)
-        pairs = [judge.Pair(row.prompt, row.input, mine, full) for row, mine, full in answers]
+        pairs = [judge.AnswerPair(row.prompt, row.input, mine, full) for row, mine, full in answers]
         with _progress(f"judging {name}") as report:
             figures = judge.compare(pairs, judging.url, judging.model, judging.key_env, seed, report)
         verdicts.append({"condition": name, "against": "full", **figures})
@@ -258,4 +258,4 @@ def _try_judge(judging: Judging, seed: int) -> None:
     """Let the judge compare one pair, so that a wrong address or key is found before anything is measured."""
     from gistlm.evaluation import judge
 
-    judge.compare([judge.Pair("Say yes.", "", "Yes.", "No.")], judging.url, judging.model, judging.key_env, seed)
+    judge.compare([judge.AnswerPair("Say yes.", "", "Yes.", "No.")], judging.url, judging.model, judging.key_env, seed)

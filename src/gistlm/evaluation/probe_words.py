@@ -40,10 +40,10 @@ class Vocabulary:
     format_rules: tuple[str, ...]
     formats: tuple[Fact, ...]
     """What a rule says of an answer, and the answer's form."""
-    rule_leads: tuple[str, ...]
+    rule_introductions: tuple[str, ...]
     rules: tuple[Fact, ...]
     """What somebody does with a number, and the question for it."""
-    pattern_leads: tuple[str, ...]
+    pattern_introductions: tuple[str, ...]
     patterns: tuple[str, ...]
     """Forms of a word."""
     small_talk: tuple[tuple[str, ...], ...]

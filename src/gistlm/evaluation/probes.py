@@ -110,9 +110,9 @@ def _rule(draw: Random, words: Vocabulary, turn: int) -> Probe:
     clause, question = draw.choice(words.rules)
     exception, *others = draw.sample(words.groups, 4)
     usual, special = (str(number) for number in draw.sample(range(2, 100), 2))
-    lead = draw.choice(words.rule_leads).format(usual=clause.format(usual))
+    introduction = draw.choice(words.rule_introductions).format(usual=clause.format(usual))
     cases = [f"The {other} {clause.format(usual)}." for other in others]
-    prompt = " ".join([lead, *cases, f"The {exception} {clause.format(special)}."])
+    prompt = " ".join([introduction, *cases, f"The {exception} {clause.format(special)}."])
     who, expected = (exception, special) if turn % 2 else (draw.choice(others), usual)
     return Probe("rule", prompt, question.format(who), expected, partial(only_number, expected))
 
@@ -121,7 +121,7 @@ def _pattern(draw: Random, words: Vocabulary, turn: int) -> Probe:
     form = words.patterns[turn % len(words.patterns)]
     *shown, word = draw.sample(words.words, 7)
     answer = form.replace("{}", word)
-    prompt = _with_examples(draw.choice(words.pattern_leads), form, shown)
+    prompt = _with_examples(draw.choice(words.pattern_introductions), form, shown)
     return Probe("pattern", prompt, f"Q: {word}\nA:", answer, partial(is_line, answer))
 
 

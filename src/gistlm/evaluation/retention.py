@@ -6,7 +6,6 @@ and either right or wrong.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.results import is_of, label
 from gistlm.evaluation.resume_log import ResumeLog
+from gistlm.evaluation.statistics import wilson
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""
@@ -27,8 +27,6 @@ NEW_TOKENS = 24
 """Most tokens of an answer."""
 LONG_ANSWERS = {"code-16": 32, "code-32": 56}
 """The same for kinds that need more."""
-Z_95 = 1.959964
-"""The normal distribution's 97.5 % quantile."""
 
 
 def measure(
@@ -83,14 +81,6 @@ def _count(
             right[condition] += sum(probe.correct(each.text) for probe, each in zip(batch, answers, strict=True))
             step(len(batch))
     return right
-
-
-def wilson(successes: float, n: int) -> list[float]:
-    """The 95 % interval of a share (Wilson 1927); with half successes it is a little wider than need be."""
-    share, spread = successes / n, Z_95**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def _requests(engine: Engine, probes: Sequence[Probe], ks: Sequence[int]) -> list[list[Request]]:
