@@ -186,7 +186,7 @@ def measure_compression(model: FullLengthModel, settings: Settings, workload: Wo
     )
     prompt_tokens, gist_tokens = ids.numel(), len(workload) * settings.k
     per_prompt_token = paired_ratio(seconds["prefill"], seconds["compress"])
-    share = (prompt_tokens + gist_tokens) / prompt_tokens
+    lengthened = (prompt_tokens + gist_tokens) / prompt_tokens
     compress_s = spread(seconds["compress"])
     return {
         "k": settings.k,
@@ -195,7 +195,7 @@ def measure_compression(model: FullLengthModel, settings: Settings, workload: Wo
         "compress_tokens_per_s": (prompt_tokens + gist_tokens) / compress_s["median"],
         "compress_prompt_tokens_per_s": prompt_tokens / compress_s["median"],
         "prefill_tokens_per_s": prompt_tokens / median(seconds["prefill"]),
-        "speed_ratio": {name: ratio * share for name, ratio in per_prompt_token.items()},
+        "speed_ratio": {name: ratio * lengthened for name, ratio in per_prompt_token.items()},
         "speed_ratio_as_many": paired_ratio(seconds["prefill_as_many"], seconds["compress"]),
         "prompt_speed_ratio": per_prompt_token,
         "compress_peak_bytes": peak_memory(lambda: model.compress(workload.prompts, settings.k)),

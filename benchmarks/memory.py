@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from apart import Apart
 from conditions import fit_text
 from measure import command, machine, peak_memory
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from worker import Worker
 
 from gistlm.engines.base import Request, sampled
 from gistlm.engines.sampling import Sampling
@@ -88,9 +88,9 @@ def run(settings: Settings, path: Path | None) -> None:
     cells = []
     for call in settings.calls:
         for bound in settings.batch_tokens:
-            apart = Apart(call, measure, settings, call, bound)
-            model, cell = apart.facts()
-            apart.end()
+            worker = Worker(call, measure, settings, call, bound)
+            model, cell = worker.facts()
+            worker.end()
             cells.append({"call": call, "batch_tokens": bound, **cell})
             figures |= {**model, "settings": asdict(settings), "cells": cells}
             if path:

@@ -22,7 +22,7 @@ def require_matplotlib() -> None:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """Four panels over prompt length, for the smallest batch: time, memory, FLOPs, requests to pay."""
+    """Four plots over prompt length, for the smallest batch: time, memory, FLOPs, requests to pay."""
     require_matplotlib()
     from matplotlib.figure import Figure
 

@@ -23,12 +23,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from apart import Apart
 from measure import command, interleaved, paired_ratio, spread
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from training_conditions import AGAIN, KEPT, OBSERVED, Facts, Settings, all_conditions, prepare
+from worker import Worker
 
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import write_atomically
@@ -98,12 +98,12 @@ def chosen(conditions: dict[str, dict[str, Any]], names: str) -> dict[str, dict[
 @contextmanager
 def processes(
     settings: Settings, options: argparse.Namespace, conditions: dict[str, dict[str, Any]]
-) -> Iterator[dict[str, Apart]]:
+) -> Iterator[dict[str, Worker]]:
     """Every condition in a process of its own, which ends with the block."""
-    started: dict[str, Apart] = {}
+    started: dict[str, Worker] = {}
     try:
         for name, condition in conditions.items():
-            started[name] = Apart(name, prepare, settings, options.dtype, condition, options.threads)
+            started[name] = Worker(name, prepare, settings, options.dtype, condition, options.threads)
         yield started
     finally:
         for process in started.values():

@@ -16,7 +16,7 @@ from typing import Any
 
 from tables import table
 
-from gistlm.evaluation.statistics import leads
+from gistlm.evaluation.statistics import paired_differences
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,7 +57,7 @@ def quality() -> str:
         "divergence from the full prompt's model",
         "the same, in bfloat16",
         "best baseline of equal bytes (divergence)",
-        "the gist's lead over it in points, paired by row, on prompts of more tokens",
+        "paired difference, gist less that baseline, in points, on prompts of more tokens",
     ]
     return f"{table(head, rows)}\n\n{data_line(found)} In bfloat16: {data_line(rounded)}"
 
@@ -112,23 +112,23 @@ def system_prompts() -> str:
         "likelihood of the answers",
         "divergence",
         "best baseline of equal bytes",
-        "the gist's lead over it in points, paired by row, on prompts of more tokens",
+        "paired difference, gist less that baseline, in points, on prompts of more tokens",
     ]
     return f"{table(head, rows)}\n\n{data_line(found)}"
 
 
 def gists_and_rivals(found: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     """The gist of each k, and of the baseline of as many bytes that is nearest to the full prompt's model its name and
-    share, and the gist's lead over it.
+    gap closed, and the paired difference against it.
     """
-    ahead = {(lead.rival, lead.k): f"{lead}; {lead.rows} rows" for lead in leads(found, "kl")}
+    differences = {(each.baseline, each.k): f"{each}; {each.rows} rows" for each in paired_differences(found, "kl")}
     pairs = []
     for k in found["settings"]["k"]:
         same = [condition for condition in found["conditions"] if condition["k"] == k]
         gist = next(condition for condition in same if condition["name"] == "gist")
         rivals = [condition for condition in same if condition["name"] != "gist"]
         best = max(rivals, key=lambda rival: rival["metrics"]["kl"]["gap_closed"])
-        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", ahead[best["name"], k]]))
+        pairs.append((gist, [f"{best['name']}: {gap(best, 'kl')}", differences[best["name"], k]]))
     return pairs
 
 
@@ -210,9 +210,9 @@ def rules() -> str:
 
 
 def closed(each: dict[str, Any]) -> str:
-    """The share of the gap that one gist token closes."""
-    share = each["gap_closed"]["1"]
-    return "no gap" if share is None else f"{share:.0%}"
+    """The gap that one gist token closes."""
+    fraction = each["gap_closed"]["1"]
+    return "no gap" if fraction is None else f"{fraction:.0%}"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def gap(condition: dict[str, Any], metric: str) -> str:
-    """A share of the gap with its interval."""
+    """The gap closed with its interval."""
     figures = condition["metrics"].get(metric)
     if figures is None:
         return "not measured"

@@ -17,7 +17,7 @@ from typing import Any
 
 from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.results import label, read_results
-from gistlm.evaluation.statistics import compressed_rows, leads, pooled_gap, row_counts, row_sums, row_weights
+from gistlm.evaluation.statistics import compressed_rows, gap_over_rows, paired_differences, row_counts
 from gistlm.files import write_atomically
 from gistlm.gisting.placement import FEW, FEW_PART
 from gistlm.models.config import CONFIG
@@ -63,7 +63,7 @@ next tokens and ROUGE-L (of the answers written over the gist) against the full 
 against the references.
 
 {table}
-{targets}{ahead}
+{targets}{differences}
 {command}; answers: {answer_rows} rows, {answers_command}; the probe: {probe_command}.
 {retention}{more}
 ## Where it fails
@@ -71,15 +71,16 @@ against the references.
 {limits}
 """
 
-AHEAD = """
-The gist's lead over each baseline, in points of the gap, paired by row, over rows with a prompt of more tokens than k:
+DIFFERENCES = """
+Paired differences, gist less baseline, in points of the gap, over rows with a prompt of more tokens than k:
 
 {table}
 """
 
 TARGETS = """
 What it was to reach before it was published, in {dtype} ("point alone": the interval goes below). A trivial baseline is
-any but `selected`, which is this project's own; leads are paired by row, over rows with a prompt of more tokens than k.
+any but `selected`, which is this project's own; paired differences are over rows with a prompt of more tokens
+than k.
 Of the probes, the full prompt's score is taken as it is.
 
 {table}
@@ -235,7 +236,7 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         probe_command=how(probe),
         new_tokens=answers["settings"]["new_tokens"],
         targets=targets(found, conditions, probe["retention"]),
-        ahead=AHEAD.format(table=ahead) if (ahead := leads_table(found)) else "",
+        differences=DIFFERENCES.format(table=table) if (table := differences_table(found)) else "",
         retention=retention_table(probe["retention"]),
         more="".join(section(each, measured) for each in measured.more),
         limits=LIMITS.format(max_tokens=config["max_tokens"]),
@@ -271,8 +272,8 @@ def section(found: dict[str, Any], beside: Measured) -> str:
         if found["settings"]["generate"]:
             of.append(f"answers of {found['settings']['new_tokens']} tokens")
         shown += f"\n{conditions_table(found['conditions'])}\n"
-    if ahead := leads_table(found):
-        shown += f"\n{ahead}\n"
+    if differences := differences_table(found):
+        shown += f"\n{differences}\n"
     if found["retention"]:
         of.append("probes")
         shown += retention_table(found["retention"])
@@ -330,8 +331,7 @@ def on_longer_prompts(found: dict[str, Any], metric: str, k: int) -> tuple[int, 
     rows = compressed_rows(found, k)
     if 2 * len(rows) > len(found["rows"]) or len(rows) < 2 or metric not in rows[0]["metrics"]["full"]:
         return None
-    none, full, gist = (row_sums(rows, metric, name) for name in ("none", "full", label("gist", k)))
-    gap, interval = pooled_gap(row_counts(rows, found), row_weights(rows, metric), none, full, gist)
+    gap, interval = gap_over_rows(rows, metric, label("gist", k), row_counts(rows, found))
     return (len(rows), {"gap_closed": gap, "gap_closed_95": interval}) if gap is not None and interval else None
 
 
@@ -341,37 +341,37 @@ def verdict(low: float, point: float, wanted: float) -> str:
 
 
 def beaten(found: dict[str, Any]) -> list[str]:
-    """A target's line for each metric and k: the trivial baseline over which the gist's lead is least sure."""
+    """A target's line for each metric and k: the trivial baseline against which the paired difference is least sure."""
     lines = []
     for name in ("nll", "kl"):
-        trivial = [lead for lead in leads(found, name) if lead.rival not in OWN and lead.interval]
-        for k in dict.fromkeys(lead.k for lead in trivial):
-            own = [lead for lead in trivial if lead.k == k]
-            least = min(own, key=lambda lead: lead.interval or (0.0, 0.0))
+        trivial = [each for each in paired_differences(found, name) if each.baseline not in OWN and each.interval]
+        for k in dict.fromkeys(each.k for each in trivial):
+            own = [each for each in trivial if each.k == k]
+            least = min(own, key=lambda each: each.interval or (0.0, 0.0))
             judged = "met" if least.standing == "ahead" else "missed"
             lines.append(
-                f"| {name.upper()} lead over each of {len(own)} trivial baselines, k={k}, {least.rows} rows | above 0 "
-                f"| {least} over `{least.rival}` | {judged} |"
+                f"| {name.upper()} paired difference against each of {len(own)} trivial baselines, k={k}, "
+                f"{least.rows} rows | above 0 | {least} against `{least.baseline}` | {judged} |"
             )
     return lines
 
 
-def leads_table(found: dict[str, Any]) -> str:
+def differences_table(found: dict[str, Any]) -> str:
     """By baseline and k, in points of each gap; empty without baselines."""
-    return "\n\n".join(filter(None, (leads_in(found, metric) for metric in ("nll", "kl"))))
+    return "\n\n".join(filter(None, (differences_in(found, metric) for metric in ("nll", "kl"))))
 
 
-def leads_in(found: dict[str, Any], metric: str) -> str:
+def differences_in(found: dict[str, Any], metric: str) -> str:
     """One metric's."""
-    ahead = {(lead.rival, lead.k): lead for lead in leads(found, metric)}
-    if not ahead:
+    cells = {(each.baseline, each.k): each for each in paired_differences(found, metric)}
+    if not cells:
         return ""
-    rivals, sizes = (list(dict.fromkeys(keys)) for keys in zip(*ahead, strict=True))
-    rows = {k: next(lead.rows for lead in ahead.values() if lead.k == k) for k in sizes}
-    title = f"{metric.upper()}: the gist's lead over"
+    baselines, sizes = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
+    rows = {k: next(each.rows for each in cells.values() if each.k == k) for k in sizes}
+    title = f"{metric.upper()}: paired difference against"
     lines = [f"| {title} | {' | '.join(f'k={k}, {rows[k]} rows' for k in sizes)} |"]
     lines.append("| --- " * (1 + len(sizes)) + "|")
-    return "\n".join(lines + [f"| {rival} | {' | '.join(str(ahead[rival, k]) for k in sizes)} |" for rival in rivals])
+    return "\n".join(lines + [f"| {name} | {' | '.join(str(cells[name, k]) for k in sizes)} |" for name in baselines])
 
 
 def conditions_table(conditions: list[dict[str, Any]]) -> str:

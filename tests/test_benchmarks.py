@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import runpy
@@ -261,19 +262,20 @@ def test_training_speed_measures_some_conditions_alone(rows: Path, tmp_path: Pat
 
 
 def test_a_condition_has_a_process_of_its_own_whose_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    apart = _import("apart", monkeypatch)
-    killed, failing, waiting = (apart.Apart(name, process_id) for name in ("killed", "failing", "waiting"))
-    assert len({each.facts() for each in (killed, failing, waiting)} | {os.getpid()}) == 4
+    module = _import("worker", monkeypatch)
+    killed, failing, waiting = (module.Worker(name, process_id) for name in ("killed", "failing", "waiting"))
+    ids = [each.facts() for each in (killed, failing, waiting)]
+    assert len({*ids, os.getpid()}) == 4
     for each in (killed, failing, waiting):
         each()
-    os.kill(killed._process.pid, signal.SIGKILL)
+    os.kill(ids[0], signal.SIGKILL)
     with pytest.raises(GistlmError, match="the process of killed ended"):
         killed()
     with pytest.raises(GistlmError, match="only one call"):
         failing()
     for each in (killed, failing, waiting):
         each.end()
-        assert not each._process.is_alive()
+    assert {process.pid for process in multiprocessing.active_children()}.isdisjoint(ids)
 
 
 def test_training_speed_refuses_data_that_fills_no_batch(rows: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from gistlm.cli.app import app
 from gistlm.data.rows import read_rows
 from gistlm.data.sources import normalise
 from gistlm.errors import DataError, InputError
-from gistlm.evaluation.statistics import leads
+from gistlm.evaluation.statistics import paired_differences
 from gistlm.models.checkpoint import ADAPTER_WEIGHTS
 from gistlm.models.config import EMBEDDINGS
 
@@ -419,7 +419,7 @@ def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: 
     assert publish.section(probe, beside).startswith("\n### In float32, probes, seed 0\n\nThe retention probe")
     rows = publish.section(answers, beside)
     assert rows.startswith(f"\n### In float32, {answers['data']['rows']} rows of alpaca_plus_validation_unseen")
-    assert "ROUGE-L gap closed |" in rows and "lead over" not in rows and "retention probe" not in rows
+    assert "ROUGE-L gap closed |" in rows and "paired difference" not in rows and "retention probe" not in rows
     both = publish.section({**answers, "retention": probe["retention"]}, beside)
     assert "and answers of 32 tokens and probes, seed 0\n" in both
     assert "ROUGE-L gap closed |" in both and "| rule |" in both
@@ -428,14 +428,16 @@ def test_a_section_of_the_card_shows_rows_and_probes_that_a_result_has(publish: 
     assert f"\n`{run['command']}` ({run['date']}, {run['machine']['cpu']}, threads: 1" in with_baselines
     assert "| KL gap closed | next tokens, and gap closed |\n" in with_baselines and "ROUGE" not in with_baselines
     for metric in ("NLL", "KL"):
-        assert f"| {metric}: the gist's lead over | k=1, 493 rows |" in with_baselines
+        assert f"| {metric}: paired difference against | k=1, 493 rows |" in with_baselines
     assert "The same targets in bfloat16:" in with_baselines and "| KL gap closed, k=1 | 75% | " in with_baselines
     assert "targets" not in publish.section(measured("alpaca-seen-bfloat16"), beside)  # the targets are of other rows
     assert "probes, k=8 | 90% of" in publish.section(measured("retention-bfloat16"), beside)
     assert not any("targets" in each for each in (rows, both))  # the card has them in this dtype
 
 
-def test_the_card_has_leads_where_there_are_baselines_and_further_sections(publish: ModuleType, tmp_path: Path) -> None:
+def test_the_card_has_paired_differences_where_there_are_baselines_and_further_sections(
+    publish: ModuleType, tmp_path: Path
+) -> None:
     config = {
         "name": "mine", "max_k": 16, "kept": 15, "lora_rank": 48, "lora_modules": "attention", "anchored": True,
         "max_tokens": 288,
@@ -447,10 +449,10 @@ def test_the_card_has_leads_where_there_are_baselines_and_further_sections(publi
         return text
 
     bare = card(results(tmp_path))
-    assert "The gist's lead over" not in bare and "###" not in bare
+    assert "Paired differences" not in bare and "###" not in bare
     rounded = measured("retention-bfloat16")
     whole = card(results(tmp_path, rounded, evaluation=measured("alpaca-unseen")))
-    assert "The gist's lead over each baseline" in whole and "| selected |" in whole
+    assert "Paired differences, gist less baseline" in whole and "| selected |" in whole
     assert "### In bfloat16, probes, seed 0" in whole
 
 
@@ -477,7 +479,7 @@ def test_the_card_says_of_each_target_whether_it_is_met(publish: ModuleType) -> 
     assert publish.targets({"rows": [], "conditions": []}, [], []) == ""
 
 
-def test_the_card_says_of_baselines_how_sure_the_least_lead_is_and_shows_longer_prompts_apart(
+def test_the_card_shows_the_least_sure_paired_difference_and_longer_prompts_by_themselves(
     publish: ModuleType,
 ) -> None:
     found = measured("alpaca-unseen-bfloat16")
@@ -486,14 +488,16 @@ def test_the_card_says_of_baselines_how_sure_the_least_lead_is_and_shows_longer_
     assert len(of_baselines) == 6
     for metric in ("nll", "kl"):
         for k in (1, 4, 16):
-            rivals = [lead for lead in leads(found, metric) if lead.k == k and lead.rival != "selected"]
-            line = of_baselines[
-                f"| {metric.upper()} lead over each of 5 trivial baselines, k={k}, {rivals[0].rows} rows"
+            differences = [
+                each for each in paired_differences(found, metric) if each.k == k and each.baseline != "selected"
             ]
-            ahead = all(lead.standing == "ahead" for lead in rivals)
-            least = min(rivals, key=lambda lead: lead.interval or (0.0, 0.0))
-            assert line.endswith(f"over `{least.rival}` | {'met' if ahead else 'missed'} |") and len(rivals) == 5
-    assert "over `last` | missed |" in of_baselines["| NLL lead over each of 5 trivial baselines, k=16, 35 rows"]
+            title = f"paired difference against each of 5 trivial baselines, k={k}, {differences[0].rows} rows"
+            line = of_baselines[f"| {metric.upper()} {title}"]
+            met = "met" if all(each.standing == "ahead" for each in differences) else "missed"
+            least = min(differences, key=lambda each: each.interval or (0.0, 0.0))
+            assert line.endswith(f"against `{least.baseline}` | {met} |") and len(differences) == 5
+    line = of_baselines["| NLL paired difference against each of 5 trivial baselines, k=16, 35 rows"]
+    assert "against `last` | missed |" in line
     (longer,) = (line for line in lines if "NLL gap closed, k=16, the 35 rows of longer prompts" in line)
     rows = [row for row in found["rows"] if row["prompt_tokens"] - found["model"]["opening_tokens"] > 16]
     sums = {

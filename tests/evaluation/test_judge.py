@@ -14,10 +14,10 @@ import pytest
 
 from gistlm.errors import InputError
 from gistlm.evaluation import judge
-from gistlm.evaluation.judge import JudgeError, Pair, compare, outcome, parse_verdict
+from gistlm.evaluation.judge import AnswerPair, JudgeError, compare, outcome, parse_verdict
 
 KEY = "sk-test-0123456789-secret"
-PAIRS = [Pair(f"Count to {i}.", "Quickly.", "the better one", "the worse one") for i in range(4)]
+PAIRS = [AnswerPair(f"Count to {i}.", "Quickly.", "the better one", "the worse one") for i in range(4)]
 
 Reply = Callable[[dict[str, Any]], "str | int | bytes | None"]
 
@@ -83,7 +83,7 @@ def honest(request: dict[str, Any]) -> str:
     return "A" if first_is_better(request) else "B"
 
 
-def judged(endpoint: Endpoint, pairs: list[Pair] = PAIRS) -> dict[str, Any]:
+def judged(endpoint: Endpoint, pairs: list[AnswerPair] = PAIRS) -> dict[str, Any]:
     return compare(pairs, endpoint.url, "a-model", "JUDGE_KEY", seed=3)
 
 
@@ -98,7 +98,7 @@ def test_an_honest_judge_gives_wins(endpoint: Endpoint) -> None:
 
 def test_swapped_pairs_turn_wins_into_losses(endpoint: Endpoint) -> None:
     endpoint.reply = honest
-    result = judged(endpoint, [Pair(pair.instruction, pair.input, pair.b, pair.a) for pair in PAIRS])
+    result = judged(endpoint, [AnswerPair(pair.instruction, pair.input, pair.b, pair.a) for pair in PAIRS])
     assert (result["wins"], result["ties"], result["losses"], result["win_rate"]) == (0, 0, 4, 0.0)
 
 
@@ -156,7 +156,7 @@ def test_both_orders_are_asked_with_temperature_zero_and_the_seed(endpoint: Endp
 
 
 def test_braces_in_an_answer_stay_as_they_are(endpoint: Endpoint) -> None:
-    judged(endpoint, [Pair("{second}", "{}", "the better one {first}", "the worse one {0}")])
+    judged(endpoint, [AnswerPair("{second}", "{}", "the better one {first}", "the worse one {0}")])
     assert "the worse one {0}" in endpoint.requests[0]["messages"][-1]["content"]
     assert "[Request]\n{second}\n\n{}" in endpoint.requests[0]["messages"][-1]["content"]
 

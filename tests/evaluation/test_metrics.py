@@ -65,7 +65,7 @@ def test_only_references_of_at_most_five_words_are_matched_exactly() -> None:
     assert not metrics.short_references(["one", "one two three four five six"])
 
 
-def test_the_share_of_a_gap_is_none_of_it_for_no_prompt_and_all_for_the_full_prompt() -> None:
+def test_no_prompt_closes_nothing_of_a_gap_and_the_full_prompt_all() -> None:
     assert [statistics.gap_closed(3.0, 1.0, value) for value in (3.0, 2.0, 1.0, 4.0)] == [0, 0.5, 1, -0.5]
     assert statistics.gap_closed(0.2, 0.8, 0.5) == pytest.approx(0.5)
     assert statistics.gap_closed(1.0, 1.0 + 1e-10, 2.0) is None
@@ -78,22 +78,22 @@ def test_a_resample_draws_as_many_rows_as_there_are_and_the_seed_fixes_it() -> N
     assert not np.array_equal(counts, statistics.bootstrap_counts(7, 50, seed=4))
 
 
-def test_the_interval_is_that_of_resampled_shares() -> None:
+def test_the_interval_is_that_of_resampled_gaps_closed() -> None:
     source = np.random.default_rng(5)
     tokens = source.integers(1, 9, 30).astype(float)
     none, full, mine = (tokens * source.uniform(low, low + 1, 30) for low in (3, 1, 2))
     counts = statistics.bootstrap_counts(30, 400, seed=0)
-    shares = []
+    closed = []
     for count in counts:
         rows = np.repeat(np.arange(30), count.astype(int))
         a, b, x = (sums[rows].sum() / tokens[rows].sum() for sums in (none, full, mine))
-        shares.append((a - x) / (a - b))
+        closed.append((a - x) / (a - b))
     assert statistics.gap_interval(counts, tokens, none, full, mine) == pytest.approx(
-        tuple(np.percentile(shares, [2.5, 97.5]))
+        tuple(np.percentile(closed, [2.5, 97.5]))
     )
 
 
-def test_rows_that_all_close_the_same_share_have_an_interval_of_one_point() -> None:
+def test_rows_that_all_close_as_much_of_the_gap_have_an_interval_of_one_point() -> None:
     tokens, none = np.array([1.0, 2.0, 3.0]), np.array([3.0, 6.0, 9.0])
     found = statistics.gap_interval(statistics.bootstrap_counts(3, 100, 0), tokens, none, none / 3, none / 2)
     assert found == pytest.approx((0.75, 0.75))

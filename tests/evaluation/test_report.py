@@ -1,4 +1,4 @@
-"""A report shows what result files hold: shares, bins of prompt lengths, tables; as a page, Markdown or a picture."""
+"""A report shows what result files hold: gaps closed, prompt lengths, tables; as a page, Markdown or a picture."""
 
 import base64
 import re
@@ -13,7 +13,7 @@ import pytest
 
 from gistlm.errors import DataError, MissingDependencyError
 from gistlm.evaluation.results import FORMAT, VERSION, write_results
-from gistlm.evaluation.statistics import Lead, by_length, leads, like_lengths
+from gistlm.evaluation.statistics import PairedDifference, by_length, group_by_length, paired_differences
 from gistlm.report import plots
 from gistlm.report.render import write_report
 from gistlm.report.tables import MAX_FILES, Result, drawn_metrics, gather, origin, points, retention, tables, title
@@ -26,14 +26,18 @@ PLOTS = (
 )  # fmt: skip
 
 
-def figures(value: float, share: float | None) -> dict[str, Any]:
-    return {"value": value, "gap_closed": share, "gap_closed_95": None if share is None else [share - 0.1, share + 0.1]}
+def figures(value: float, closed: float | None) -> dict[str, Any]:
+    return {
+        "value": value,
+        "gap_closed": closed,
+        "gap_closed_95": None if closed is None else [closed - 0.1, closed + 0.1],
+    }
 
 
-def condition(name: str, k: int | None, share: float) -> dict[str, Any]:
+def condition(name: str, k: int | None, closed: float) -> dict[str, Any]:
     sizes = {"kv_bytes": 640 * (k or 30), "cached_tokens": 7.0, "prompt_tokens": 30.5}
     compression = None if name == "none" else 30.5 / (k or 30.5)
-    metrics = {"nll": figures(2 - share, share), "rougeL": figures(share, share)}
+    metrics = {"nll": figures(2 - closed, closed), "rougeL": figures(closed, closed)}
     return {"name": name, "k": k, **sizes, "compression": compression, "metrics": metrics}
 
 
@@ -96,61 +100,61 @@ def written(values: dict[str, Any], path: Path) -> str:
     return write_report(gather([source]), path)[0].read_text(encoding="utf-8")
 
 
-def test_shares_stand_by_condition_and_growing_k_without_the_controls() -> None:
+def test_gaps_closed_stand_by_condition_and_growing_k_without_the_controls() -> None:
     found = points(made_up(), "nll")
     assert {name: [point.k for point in some] for name, some in found.items()} == {"gist": [1, 4], "truncation": [4]}
     one = found["gist"][0]
-    assert (one.share, one.kv_bytes) == (0.25, 640)
+    assert (one.gap_closed, one.kv_bytes) == (0.25, 640)
     assert one.interval == pytest.approx((0.15, 0.35))
     assert one.compression == pytest.approx(30.5)
 
 
-def test_rows_of_like_prompt_length_have_their_own_share_of_the_gap() -> None:
-    bins = by_length(made_up(), "nll")
-    assert [(each.shortest, each.longest, each.rows) for each in bins["gist@1"]] == [
+def test_rows_of_like_prompt_length_have_their_own_gap_closed() -> None:
+    groups = by_length(made_up(), "nll")
+    assert [(each.shortest, each.longest, each.rows) for each in groups["gist@1"]] == [
         (10, 19, 10), (20, 29, 10), (30, 39, 10), (40, 49, 10),
     ]  # fmt: skip
-    assert [each.share for each in bins["gist@1"]] == [0.5, 0.5, 0.0, 0.0]
-    assert [each.share for each in bins["gist@4"]] == [1.0, 1.0, 0.5, 0.5]
-    assert bins["gist@1"][0].interval == pytest.approx((0.5, 0.5))
+    assert [each.gap_closed for each in groups["gist@1"]] == [0.5, 0.5, 0.0, 0.0]
+    assert [each.gap_closed for each in groups["gist@4"]] == [1.0, 1.0, 0.5, 0.5]
+    assert groups["gist@1"][0].interval == pytest.approx((0.5, 0.5))
 
 
-def test_a_bins_interval_is_wider_where_its_rows_differ_more() -> None:
+def test_a_groups_interval_is_wider_where_its_rows_differ_more() -> None:
     values = made_up()
     for row in values["rows"][:10:2]:
         row["metrics"]["gist@1"]["nll"] = 1.9
     first, second, *_ = by_length(values, "nll")["gist@1"]
     assert first.interval is not None and second.interval is not None
-    assert first.interval[0] < first.share - 0.05 < first.share + 0.05 < first.interval[1]
+    assert first.interval[0] < first.gap_closed - 0.05 < first.gap_closed + 0.05 < first.interval[1]
     assert second.interval[1] - second.interval[0] < 1e-9
 
 
-def test_prompts_of_one_length_are_in_one_bin_and_few_rows_make_few_bins() -> None:
+def test_prompts_of_one_length_are_in_one_group_and_few_rows_make_few_groups() -> None:
     rows = [{"prompt_tokens": length} for length in [7] * 30 + [9] * 10 + [8]]
-    assert [{row["prompt_tokens"] for row in group} for group in like_lengths(rows)] == [{7}, {8, 9}]
-    assert [len(like_lengths(made_up(count)["rows"])) for count in (1, 19, 20, 39)] == [1, 1, 2, 3]
+    assert [{row["prompt_tokens"] for row in group} for group in group_by_length(rows)] == [{7}, {8, 9}]
+    assert [len(group_by_length(made_up(count)["rows"])) for count in (1, 19, 20, 39)] == [1, 1, 2, 3]
 
 
-def test_a_bin_in_which_the_prompt_changes_nothing_has_no_share() -> None:
+def test_of_a_group_in_which_the_prompt_changes_nothing_no_gap_is_closed() -> None:
     values = made_up()
     for row in values["rows"][:10]:
         row["metrics"]["none"]["nll"] = 1.0
-    assert by_length(values, "nll")["gist@1"][0].share is None
+    assert by_length(values, "nll")["gist@1"][0].gap_closed is None
     assert tables(values)[3].rows[0] == ["10 to 19", "10", "no gap", "no gap"]
 
 
-def test_longer_outputs_weigh_more_in_a_bin_under_a_token_metric_alone() -> None:
+def test_longer_outputs_weigh_more_in_a_group_under_a_token_metric_alone() -> None:
     values = made_up(2)
     values["rows"][0]["output_tokens"] = 15
     for row in values["rows"]:
         for each in row["metrics"].values():
             each["rougeL"] = each["nll"]
     (tokens,), (texts,) = (by_length(values, metric)["gist@1"] for metric in ("nll", "rougeL"))
-    assert tokens.share == pytest.approx((15 * 0.5 + 5 * 0.0) / (15 * 1.0 + 5 * 2.0))
-    assert texts.share == pytest.approx((0.5 + 0.0) / (1.0 + 2.0))
+    assert tokens.gap_closed == pytest.approx((15 * 0.5 + 5 * 0.0) / (15 * 1.0 + 5 * 2.0))
+    assert texts.gap_closed == pytest.approx((0.5 + 0.0) / (1.0 + 2.0))
 
 
-def test_bins_of_all_rows_have_the_runners_own_share(tmp_path: Path) -> None:
+def test_a_group_of_all_rows_closes_the_gap_that_the_runner_measured(tmp_path: Path) -> None:
     values = gather([RESULTS / "eval-alpaca-unseen.json"])[0].values
     for row in values["rows"]:
         row["prompt_tokens"] = 9
@@ -158,64 +162,66 @@ def test_bins_of_all_rows_have_the_runners_own_share(tmp_path: Path) -> None:
         gists = points(values, metric)["gist"]
         for point in gists:
             (whole,) = by_length(values, metric)[f"gist@{point.k}"]
-            assert whole.share == pytest.approx(point.share, abs=1e-4)
+            assert whole.gap_closed == pytest.approx(point.gap_closed, abs=1e-4)
             assert whole.interval == pytest.approx(point.interval, abs=1e-4)
 
 
-def test_a_lead_is_the_difference_of_two_shares_at_the_same_k() -> None:
+def test_a_paired_difference_is_that_of_two_gaps_closed_at_the_same_k() -> None:
     values = made_up()
-    (lead,) = leads(values, "nll")
-    assert (lead.rival, lead.k) == ("truncation", 4)
-    assert lead.share == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
-    assert lead.interval and 0.5 < lead.interval[0] < lead.share < lead.interval[1] < 1.0
-    assert lead.standing == "ahead"
+    (found,) = paired_differences(values, "nll")
+    assert (found.baseline, found.k) == ("truncation", 4)
+    assert found.difference == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
+    assert found.interval and 0.5 < found.interval[0] < found.difference < found.interval[1] < 1.0
+    assert found.standing == "ahead"
     for row in values["rows"]:
         row["metrics"]["gist@4"], row["metrics"]["truncation@4"] = (
             row["metrics"]["truncation@4"], row["metrics"]["gist@4"],
         )  # fmt: skip
-    (behind,) = leads(values, "nll")
-    assert behind.share == pytest.approx(-lead.share) and str(behind).endswith("), behind")
+    (behind,) = paired_differences(values, "nll")
+    assert behind.difference == pytest.approx(-found.difference) and str(behind).endswith("), behind")
     for row in values["rows"][::2]:
         row["metrics"]["gist@4"], row["metrics"]["truncation@4"] = (
             row["metrics"]["truncation@4"], row["metrics"]["gist@4"],
         )  # fmt: skip
-    assert str(leads(values, "nll")[0]).endswith("), unsure")
+    assert str(paired_differences(values, "nll")[0]).endswith("), not significant")
 
 
-def test_a_lead_of_one_row_has_no_interval_and_is_unsure() -> None:
-    (lead,) = leads(made_up(1), "nll")
-    assert str(lead) == "100, unsure"
+def test_a_paired_difference_of_one_row_has_no_interval_and_is_not_significant() -> None:
+    (found,) = paired_differences(made_up(1), "nll")
+    assert str(found) == "100, not significant"
 
 
 @pytest.mark.parametrize(
-    ("share", "interval", "text"),
+    ("difference", "interval", "text"),
     [
         (-0.0013, (-0.002, -0.0005), "-0.13 (-0.2 to -0.05), behind"),
-        (0.5, (0.0, 0.9), "50 (0 to 90), unsure"),
-        (0.006, (-0.002, 0.016), "0.6 (-0.2 to 1.6), unsure"),
+        (0.5, (0.0, 0.9), "50 (0 to 90), not significant"),
+        (0.006, (-0.002, 0.016), "0.6 (-0.2 to 1.6), not significant"),
         (0.2137, (0.1936, 0.4), "21.4 (19.4 to 40)"),
         (-0.0013, (-0.002, -0.00001), "-0.13 (-0.2 to -0.001), behind"),
     ],
 )
-def test_a_lead_says_on_which_side_of_zero_it_is(share: float, interval: tuple[float, float], text: str) -> None:
-    assert str(Lead(4, "last", 9, share, interval)) == text
+def test_a_paired_difference_says_on_which_side_of_zero_it_is(
+    difference: float, interval: tuple[float, float], text: str
+) -> None:
+    assert str(PairedDifference(4, "last", 9, difference, interval)) == text
 
 
-def test_prompts_that_fit_whole_are_left_out_of_leads() -> None:
+def test_prompts_that_fit_whole_are_left_out_of_paired_differences() -> None:
     values = made_up()
     opening = values["model"]["opening_tokens"]
     for place, row in enumerate(values["rows"]):
         row["prompt_tokens"] = opening + (4 if place % 4 else 5)
         if place % 4:
             row["metrics"]["gist@4"] = row["metrics"]["none"]
-    (lead,) = leads(values, "nll")
-    assert lead.rows == 10 and lead.share == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
+    (found,) = paired_differences(values, "nll")
+    assert found.rows == 10 and found.difference == pytest.approx((1.0 + 1.0) / (1.0 + 2.0))
     for row in values["rows"]:
         row["prompt_tokens"] = opening + 4
-    assert leads(values, "nll") == []
+    assert paired_differences(values, "nll") == []
 
 
-def test_a_lead_is_sure_where_the_same_rows_are_hard_for_both() -> None:
+def test_a_paired_difference_is_significant_where_the_same_rows_are_hard_for_both() -> None:
     values = made_up()
     for place, row in enumerate(values["rows"]):
         hard = 0.9 if place % 2 else 0.1
@@ -223,58 +229,58 @@ def test_a_lead_is_sure_where_the_same_rows_are_hard_for_both() -> None:
             "full": {"nll": 1.0}, "none": {"nll": 2.0}, "gist@1": {"nll": 1.0}, "gist@4": {"nll": 1 + hard - 0.05},
             "truncation@4": {"nll": 1 + hard},
         }  # fmt: skip
-    (lead,) = leads(values, "nll")
-    assert lead.interval == pytest.approx((0.05, 0.05)) and lead.standing == "ahead"
-    bins = [group for name, groups in by_length(values, "nll").items() if name == "gist@4" for group in groups]
-    assert all(group.interval and group.interval[1] - group.interval[0] > 0.2 for group in bins)
+    (found,) = paired_differences(values, "nll")
+    assert found.interval == pytest.approx((0.05, 0.05)) and found.standing == "ahead"
+    spread = [group for name, groups in by_length(values, "nll").items() if name == "gist@4" for group in groups]
+    assert all(group.interval and group.interval[1] - group.interval[0] > 0.2 for group in spread)
 
 
-def test_a_lead_has_one_sign_whether_less_or_more_is_better() -> None:
+def test_a_paired_difference_has_one_sign_whether_less_or_more_is_better() -> None:
     values = made_up()
     for row in values["rows"]:
         for each in row["metrics"].values():
             each["rougeL"] = -each["nll"]
-    less, more = (leads(values, metric)[0] for metric in ("nll", "rougeL"))
-    assert less.share == pytest.approx(more.share) and less.interval == pytest.approx(more.interval)
+    less, more = (paired_differences(values, metric)[0] for metric in ("nll", "rougeL"))
+    assert less.difference == pytest.approx(more.difference) and less.interval == pytest.approx(more.interval)
 
 
 @pytest.mark.parametrize("metric", ["nll", "kl"])
 def test_without_rows_a_gap_or_the_metric_nothing_is_ahead(metric: str) -> None:
     values = made_up()
-    assert leads({**values, "rows": []}, metric) == []
+    assert paired_differences({**values, "rows": []}, metric) == []
     del values["rows"][3]["metrics"]["truncation@4"]["nll"]
-    assert leads(values, metric) == []
+    assert paired_differences(values, metric) == []
     values = made_up()
     for row in values["rows"]:
         row["metrics"]["none"]["nll"] = row["metrics"]["full"]["nll"]
-    assert leads(values, metric) == []
+    assert paired_differences(values, metric) == []
 
 
-def test_the_lead_over_a_measured_baseline_is_the_difference_of_the_shown_shares() -> None:
+def test_the_paired_difference_of_measured_conditions_is_that_of_the_shown_gaps_closed() -> None:
     values = gather([RESULTS / "eval-alpaca-unseen.json"])[0].values
-    shares = {(point.name, point.k): point.share for some in points(values, "kl").values() for point in some}
-    found = leads(values, "kl")
-    assert len(found) == len(shares) - len(values["settings"]["k"])
-    every = [lead for lead in found if lead.rows == len(values["rows"])]
-    assert {lead.k for lead in every} == {1}
-    for lead in every:
-        assert lead.share == pytest.approx(shares["gist", lead.k] - shares[lead.rival, lead.k], abs=1e-4)
+    closed = {(point.name, point.k): point.gap_closed for some in points(values, "kl").values() for point in some}
+    found = paired_differences(values, "kl")
+    assert len(found) == len(closed) - len(values["settings"]["k"])
+    every = [each for each in found if each.rows == len(values["rows"])]
+    assert {each.k for each in every} == {1}
+    for each in every:
+        assert each.difference == pytest.approx(closed["gist", each.k] - closed[each.baseline, each.k], abs=1e-4)
 
 
 def test_retention_is_a_grid_of_kinds_and_conditions() -> None:
     found = retention(made_up())
     assert found is not None
     assert found[:2] == (["name", "code-4"], ["full", "gist@1"])
-    assert (found[2]["name", "gist@1"].share, found[2]["name", "gist@1"].n) == (0.5, 4)
+    assert (found[2]["name", "gist@1"].accuracy, found[2]["name", "gist@1"].n) == (0.5, 4)
     assert retention({**made_up(), "retention": None}) is None
 
 
-def test_tables_say_value_share_and_interval() -> None:
+def test_tables_say_value_gap_closed_and_interval() -> None:
     references, answers, ahead, lengths, probed, judged = tables(made_up())
     assert ahead.head == ["baseline", "gist@4, 40 rows"]
-    (lead,) = leads(made_up(), "nll")
-    assert lead.interval and ahead.rows == [["truncation", str(lead)]]
-    assert str(lead) == f"66.7 ({100 * lead.interval[0]:.3g} to {100 * lead.interval[1]:.3g})"
+    (found,) = paired_differences(made_up(), "nll")
+    assert found.interval and ahead.rows == [["truncation", str(found)]]
+    assert str(found) == f"66.7 ({100 * found.interval[0]:.3g} to {100 * found.interval[1]:.3g})"
     assert references.head == ["condition", "KV bytes a prompt", "compression", "nll"]
     assert references.rows[0] == ["full", "19,200", "1.0x", "1.000"]
     assert references.rows[2] == ["gist@4", "2,560", "7.6x", "1.250 (75 %, 65 to 85 %)"]
@@ -284,7 +290,7 @@ def test_tables_say_value_share_and_interval() -> None:
     assert judged.rows == [["gist@4", "full", "1", "2", "3", "4", "30 %, 10 to 90 %"]]
 
 
-def test_a_share_just_below_zero_is_not_minus_zero() -> None:
+def test_a_gap_closed_just_below_zero_is_not_minus_zero() -> None:
     values = made_up()
     values["conditions"][4]["metrics"]["nll"] = figures(2.0, -0.004)
     assert tables(values)[0].rows[4][3] == "2.000 (0 %, -10 to 10 %)"
@@ -348,7 +354,7 @@ def test_whatever_a_result_holds_is_text_on_the_page(tmp_path: Path) -> None:
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "b"})
     assert names.isdisjoint({"onload", "onclick", "onerror", "href"})
     assert "http:" not in text and "https:" not in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)" in text
     assert "default-src 'none'" in text
 
 
@@ -470,7 +476,7 @@ def test_without_gaps_baselines_or_gists_there_is_less_to_draw_and_no_error(tmp_
         write_report(gather([path]), tmp_path / "r.png")
 
 
-def test_shares_far_off_are_drawn_at_the_edge(tmp_path: Path) -> None:
+def test_gaps_closed_far_off_are_drawn_at_the_edge(tmp_path: Path) -> None:
     values = made_up()
     values["conditions"][2]["metrics"]["nll"] = figures(9.0, -40.0)
     values["conditions"][3]["metrics"]["nll"] = figures(-9.0, 7.0)

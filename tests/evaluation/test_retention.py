@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from fake_engine import FakeEngine
 from gistlm.engines.base import Completion, Request
 from gistlm.engines.sampling import Sampling
 from gistlm.errors import InputError
-from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, language_of
+from gistlm.evaluation.probe_words import LANGUAGES, SPLITS, language_of, vocabulary
 from gistlm.evaluation.probes import (
     CODE_LENGTHS,
     KINDS,
@@ -28,11 +29,12 @@ from gistlm.evaluation.probes import (
     training_rows,
 )
 from gistlm.evaluation.results import SCHEMA, _check
-from gistlm.evaluation.resume_log import Journal
-from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure, wilson
+from gistlm.evaluation.resume_log import ResumeLog
+from gistlm.evaluation.retention import LONG_ANSWERS, PER_KIND, measure
+from gistlm.evaluation.statistics import wilson
 
-EVAL, TRAIN = VOCABULARIES["eval"], VOCABULARIES["train"]
-SPLITS = pytest.mark.parametrize("split", VOCABULARIES)
+EVAL, TRAIN = map(vocabulary, SPLITS)
+EACH_SPLIT = pytest.mark.parametrize("split", SPLITS)
 
 
 def of_kind(kind: str, n: int, split: str = "eval") -> list[Probe]:
@@ -42,23 +44,23 @@ def of_kind(kind: str, n: int, split: str = "eval") -> list[Probe]:
 # Rows
 
 
-@SPLITS
+@EACH_SPLIT
 def test_there_are_hundreds_of_different_probes_of_every_kind(split: str) -> None:
     probes = probe_rows(0, 400, split)
     assert len({(probe.kind, probe.prompt, probe.input) for probe in probes}) == 400 * len(KINDS)
 
 
-@SPLITS
+@EACH_SPLIT
 def test_the_expected_answer_is_right(split: str) -> None:
     assert [probe for probe in probe_rows(1, 200, split) if not probe.correct(probe.expected)] == []
 
 
-@SPLITS
+@EACH_SPLIT
 def test_the_input_does_not_answer_itself(split: str) -> None:
     assert [probe for probe in probe_rows(2, 200, split) if probe.correct(probe.input)] == []
 
 
-@SPLITS
+@EACH_SPLIT
 def test_another_probes_answer_to_the_same_input_is_mostly_wrong(split: str) -> None:
     for kind in KINDS:
         probes = of_kind(kind, 100, split)
@@ -91,7 +93,7 @@ def test_languages_and_formats_and_exceptions_take_turns() -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(EVAL)])
-def test_training_and_evaluation_share_nothing(field: str) -> None:
+def test_training_and_evaluation_have_nothing_in_common(field: str) -> None:
     def plain(items: Sequence[Any]) -> set[str]:
         return {text.casefold() for item in items for text in ([item] if isinstance(item, str) else item)}
 
@@ -308,17 +310,19 @@ def test_a_stopped_probe_goes_on_with_the_kinds_that_are_missing(tmp_path: Path)
 
 def kept(engine: Obedient, path: Path, limit: int, on_progress: Any = None) -> list[dict[str, Any]]:
     """What `measure` gives when the scores of every kind are kept in that file."""
-    journal = Journal(path, {})
+    resume_log = ResumeLog(path, {})
     try:
-        return measure(engine, [2], 5, limit, on_progress, journal)
+        return measure(engine, [2], 5, limit, on_progress, resume_log)
     finally:
-        journal.close()
+        resume_log.close()
 
 
 def test_kept_counts_that_cannot_be_are_counted_again(tmp_path: Path) -> None:
     whole = kept(Obedient(), tmp_path / "x", 20)
-    content = (tmp_path / "x").read_text()
-    (tmp_path / "x").write_text(content.replace('"full": 20', '"full": 21', 1))
+    database = sqlite3.connect(tmp_path / "x")
+    with database:
+        database.execute("""UPDATE pieces SET value = replace(value, '"full": 20', '"full": 21') WHERE rowid = 1""")
+    database.close()
     assert kept(Obedient(), tmp_path / "x", 20) == whole
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from gistlm.engines.transformers import GistModel
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, runner
 from gistlm.evaluation.results import label, round_floats
-from gistlm.evaluation.resume_log import Journal
+from gistlm.evaluation.resume_log import ResumeLog
 from gistlm.evaluation.runner import EvalConfig, Evaluation, OnProgress, evaluate
 from gistlm.training.batches import Examples
 from gistlm.training.validation import measure_rows
@@ -173,11 +174,11 @@ def kept(
     model: GistModel, data: str, config: EvalConfig, path: Path, on_progress: OnProgress | None = None, basis: str = ""
 ) -> Evaluation:
     """An evaluation whose batches are kept in that file."""
-    journal = Journal(path, {"machine": basis})
+    resume_log = ResumeLog(path, {"machine": basis})
     try:
-        return evaluate(model, data, config, on_progress, journal)
+        return evaluate(model, data, config, on_progress, resume_log)
     finally:
-        journal.close()
+        resume_log.close()
 
 
 def test_a_stopped_run_goes_on_with_the_rows_that_are_missing(data: str, evaluated: Evaluation, tmp_path: Path) -> None:
@@ -245,10 +246,13 @@ def test_kept_rows_that_do_not_fit_are_measured_again(
 ) -> None:
     model = Counted(tiny_checkpoint())
     kept(model, data, FAST, tmp_path / "x")
-    header, first, *rest = (tmp_path / "x").read_text().splitlines()
-    piece = json.loads(first)
-    damage(piece["value"])
-    (tmp_path / "x").write_text("\n".join([header, json.dumps(piece), *rest, ""]))
+    database = sqlite3.connect(tmp_path / "x")
+    ((value,),) = database.execute("SELECT value FROM pieces WHERE rowid = 1")
+    part = json.loads(value)
+    damage(part)
+    with database:
+        database.execute("UPDATE pieces SET value = ? WHERE rowid = 1", [json.dumps(part)])
+    database.close()
     model.asked = 0
     again = kept(model, data, FAST, tmp_path / "x")
     assert model.asked == 4 * 8 * 3

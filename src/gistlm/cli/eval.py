@@ -20,7 +20,7 @@ from gistlm.files import check_target
 
 if TYPE_CHECKING:
     from gistlm.engines.base import Engine
-    from gistlm.evaluation.resume_log import Journal
+    from gistlm.evaluation.resume_log import ResumeLog
     from gistlm.evaluation.runner import EvalConfig, Evaluation
 
 
@@ -118,12 +118,12 @@ def eval(
     _use_threads(threads)
     loaded = options.load()
     judging = Judging(judge, judge_model, judge_key_env) if judge and judge_model else None
-    with _journal(json, loaded) as journal:
-        results = _measure(loaded, data, config, data is None if probe is None else probe, judging, journal)
+    with _resume_log(json, loaded) as resume_log:
+        results = _measure(loaded, data, config, data is None if probe is None else probe, judging, resume_log)
         loaded.close()
         if not examples:
             results["examples"] = []
-        _finish(results, json, time.perf_counter() - begin + journal.seconds, journal)
+        _finish(results, json, time.perf_counter() - begin + resume_log.seconds, resume_log)
 
 
 def _check_usage(
@@ -155,23 +155,23 @@ def _use_threads(threads: int | None) -> None:
 
 
 @contextmanager
-def _journal(json: Path | None, engine: Engine) -> Iterator[Journal]:
+def _resume_log(json: Path | None, engine: Engine) -> Iterator[ResumeLog]:
     """Beside the results' file, until that is written: what is measured meanwhile."""
     from gistlm.evaluation import describe
-    from gistlm.evaluation.resume_log import Journal
+    from gistlm.evaluation.resume_log import ResumeLog
 
-    journal = Journal(None, {}) if json is None else Journal(f"{json}.partial", describe.basis(engine))
+    resume_log = ResumeLog(None, {}) if json is None else ResumeLog(f"{json}.partial", describe.basis(engine))
     try:
-        yield journal
+        yield resume_log
     except KeyboardInterrupt:
-        left = journal.when_stopped()
+        left = resume_log.when_stopped()
         raise KeyboardInterrupt(f"interrupted; {left}" if left else "interrupted") from None
     except Exception:
-        if left := journal.when_stopped():
+        if left := resume_log.when_stopped():
             say(left)
         raise
     finally:
-        journal.close()
+        resume_log.close()
 
 
 def _measure(
@@ -180,7 +180,7 @@ def _measure(
     config: EvalConfig,
     probe: bool,
     judging: Judging | None,
-    journal: Journal,
+    resume_log: ResumeLog,
 ) -> dict[str, Any]:
     """Everything that was asked for, as `results.SCHEMA` without "run"."""
     from gistlm.evaluation import describe
@@ -194,7 +194,7 @@ def _measure(
         if judging is not None:
             _try_judge(judging, config.seed)
         with _progress("measuring rows") as report:
-            measured = evaluate(engine, data, config, report, journal)
+            measured = evaluate(engine, data, config, report, resume_log)
         results |= measured.results
         if judging is not None:
             try:
@@ -205,11 +205,11 @@ def _measure(
         from gistlm.evaluation import retention
 
         with _progress("probing retention") as report:
-            results["retention"] = retention.measure(engine, config.ks, config.seed, config.limit, report, journal)
+            results["retention"] = retention.measure(engine, config.ks, config.seed, config.limit, report, resume_log)
     return results
 
 
-def _finish(results: dict[str, Any], path: Path | None, seconds: float, journal: Journal) -> None:
+def _finish(results: dict[str, Any], path: Path | None, seconds: float, resume_log: ResumeLog) -> None:
     """Show the results, and write them where that was asked for."""
     import sys
 
@@ -223,7 +223,7 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float, journal:
     finally:
         if path is not None:
             write_results(path, results)
-            journal.remove()
+            resume_log.remove()
     print(f"measured in {duration(seconds)}" + (f"; the results are in {path}" if path is not None else ""))
 
 
@@ -247,7 +247,7 @@ def _judge(measured: Evaluation, judging: Judging, seed: int) -> list[dict[str, 
     verdicts = []
     for name in ("none", *(label for label in measured.answers if label.startswith("gist@"))):
         answers = zip(measured.rows, measured.answers[name], measured.answers["full"], strict=True)
-        pairs = [judge.Pair(row.prompt, row.input, mine, full) for row, mine, full in answers]
+        pairs = [judge.AnswerPair(row.prompt, row.input, mine, full) for row, mine, full in answers]
         with _progress(f"judging {name}") as report:
             figures = judge.compare(pairs, judging.url, judging.model, judging.key_env, seed, report)
         verdicts.append({"condition": name, "against": "full", **figures})
@@ -258,4 +258,4 @@ def _try_judge(judging: Judging, seed: int) -> None:
     """Let the judge compare one pair, so that a wrong address or key is found before anything is measured."""
     from gistlm.evaluation import judge
 
-    judge.compare([judge.Pair("Say yes.", "", "Yes.", "No.")], judging.url, judging.model, judging.key_env, seed)
+    judge.compare([judge.AnswerPair("Say yes.", "", "Yes.", "No.")], judging.url, judging.model, judging.key_env, seed)

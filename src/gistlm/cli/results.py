@@ -66,6 +66,6 @@ def _value(condition: dict[str, Any], metric: str) -> str:
 def _gap(condition: dict[str, Any], metric: str) -> list[str]:
     """A metric's value, and its gap closed with the interval."""
     figures = condition["metrics"][metric]
-    share, interval = figures["gap_closed"], figures["gap_closed_95"]
+    closed, interval = figures["gap_closed"], figures["gap_closed_95"]
     bounds = f" ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})" if interval and condition["k"] else ""
-    return [_value(condition, metric), "" if share is None else f"{100 * share:.0f}{bounds}"]
+    return [_value(condition, metric), "" if closed is None else f"{100 * closed:.0f}{bounds}"]

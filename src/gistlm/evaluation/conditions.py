@@ -14,7 +14,7 @@ from gistlm.messages import Input
 
 
 @dataclass(frozen=True)
-class Condition:
+class EvalCondition:
     """A name and, where tokens are counted, how many there are beside the visible opening."""
 
     name: str
@@ -26,13 +26,13 @@ class Condition:
         return label(self.name, self.k)
 
 
-FULL = Condition("full")
+FULL = EvalCondition("full")
 """The positive control."""
-NONE = Condition("none")
+NONE = EvalCondition("none")
 """The negative control: nothing but the visible opening."""
 
 
-class Conditions:
+class EvalConditions:
     """The conditions of one evaluation: both controls, gists, and the baselines that can be had."""
 
     def __init__(self, engine: Engine, ks: Sequence[int], baselines: Sequence[str], source: Source) -> None:
@@ -46,9 +46,9 @@ class Conditions:
                 self.makers[name] = make_baseline(name, source)
             except GistlmError as error:
                 self.skipped[name] = str(error)
-        self.all = [FULL, NONE, *(Condition(name, k) for name in ("gist", *self.makers) for k in self.ks)]
+        self.all = [FULL, NONE, *(EvalCondition(name, k) for name in ("gist", *self.makers) for k in self.ks)]
 
-    def requests(self, prompts: Sequence[str], inputs: Sequence[Input]) -> dict[Condition, list[Request]]:
+    def requests(self, prompts: Sequence[str], inputs: Sequence[Input]) -> dict[EvalCondition, list[Request]]:
         """A request for each row under each condition, in the order of `all`."""
         pairs = list(zip(prompts, inputs, strict=True))
         made = {
@@ -57,7 +57,7 @@ class Conditions:
         }
         for name, gists in {"gist": gists_of_each_k(self.engine, prompts, self.ks), **self._baselines(prompts)}.items():
             for k in self.ks:
-                made[Condition(name, k)] = [
+                made[EvalCondition(name, k)] = [
                     Request(text, gist) for (_, text), gist in zip(pairs, gists[k], strict=True)
                 ]
         return made

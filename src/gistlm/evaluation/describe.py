@@ -87,12 +87,13 @@ def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def basis(engine: Engine) -> dict[str, Any]:
-    """By what an engine's figures are told apart, beside rows and settings: a `journal.Journal`'s basis."""
+    """By what an engine's figures are told apart, beside rows and settings: a `resume_log.ResumeLog`'s basis."""
     checkpoint = engine.checkpoint
     device = checkpoint.reader.device
     config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
     adapters = {name: each.to_dict() for name, each in getattr(checkpoint.writer, "peft_config", {}).items()}
-    code = sorted(Path(gistlm.__file__).parent.rglob("*.py"))
+    sources = Path(gistlm.__file__).parent
+    code = sorted([*sources.rglob("*.py"), *sources.rglob("*.toml")])
     return {
         "engine": type(engine).__name__,
         "model": model(checkpoint),

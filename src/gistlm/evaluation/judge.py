@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gistlm.errors import GistlmError, InputError, JudgeError, MissingDependencyError
-from gistlm.evaluation.retention import wilson
+from gistlm.evaluation.statistics import wilson
 
 TIMEOUT = 60.0
 """Seconds for one verdict, from the request to the response's end."""
@@ -45,7 +45,7 @@ Ask = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to one request."""
 
     instruction: str
@@ -55,7 +55,7 @@ class Pair:
 
 
 def compare(
-    pairs: Sequence[Pair],
+    pairs: Sequence[AnswerPair],
     url: str,
     model: str,
     key_env: str | None = None,
@@ -92,7 +92,7 @@ def compare(
     }
 
 
-def judge_both_orders(pair: Pair, ask: Ask) -> tuple[str | None, str | None]:
+def judge_both_orders(pair: AnswerPair, ask: Ask) -> tuple[str | None, str | None]:
     """Which of "a", "b" and "tie" the judge prefers with a first and with b first; None for nonsense."""
     request = {"instruction": pair.instruction, "input": pair.input}
     forward = parse_verdict(ask(TEMPLATE.format(**request, first=pair.a, second=pair.b)))

@@ -1,8 +1,8 @@
 """Probes: prompts that a program writes, with a question whose answer is in the prompt alone, and an exact check.
 
-Ten kinds of content, see `KINDS`. Names, words, questions, marks and sentences come in two halves that share nothing:
-"eval" for `probe_rows`, "train" for `training_rows`, so that training on these kinds never shows an item of the
-probe. Codes and numbers are random. Knows nothing of models, gists or scores.
+Ten kinds of content, see `KINDS`. Names, words, questions, marks and sentences come in two splits with no item in
+common: "eval" for `probe_rows`, "train" for `training_rows`, so that training on these kinds never shows an item of
+the probe. Codes and numbers are random. Knows nothing of models, gists or scores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from random import Random
 
 from gistlm.errors import InputError
-from gistlm.evaluation.probe_words import LANGUAGES, VOCABULARIES, Vocabulary, language_of
+from gistlm.evaluation.probe_words import LANGUAGES, SPLITS, Vocabulary, language_of, vocabulary
 
 CODE_LENGTHS = (4, 8, 16, 32)
 CODE_CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
@@ -110,9 +110,9 @@ def _rule(draw: Random, words: Vocabulary, turn: int) -> Probe:
     clause, question = draw.choice(words.rules)
     exception, *others = draw.sample(words.groups, 4)
     usual, special = (str(number) for number in draw.sample(range(2, 100), 2))
-    lead = draw.choice(words.rule_leads).format(usual=clause.format(usual))
+    introduction = draw.choice(words.rule_introductions).format(usual=clause.format(usual))
     cases = [f"The {other} {clause.format(usual)}." for other in others]
-    prompt = " ".join([lead, *cases, f"The {exception} {clause.format(special)}."])
+    prompt = " ".join([introduction, *cases, f"The {exception} {clause.format(special)}."])
     who, expected = (exception, special) if turn % 2 else (draw.choice(others), usual)
     return Probe("rule", prompt, question.format(who), expected, partial(only_number, expected))
 
@@ -121,7 +121,7 @@ def _pattern(draw: Random, words: Vocabulary, turn: int) -> Probe:
     form = words.patterns[turn % len(words.patterns)]
     *shown, word = draw.sample(words.words, 7)
     answer = form.replace("{}", word)
-    prompt = _with_examples(draw.choice(words.pattern_leads), form, shown)
+    prompt = _with_examples(draw.choice(words.pattern_introductions), form, shown)
     return Probe("pattern", prompt, f"Q: {word}\nA:", answer, partial(is_line, answer))
 
 
@@ -190,10 +190,10 @@ def _with_manner(draw: Random, words: Vocabulary, fact: str) -> str:
 
 def _stream(kind: str, seed: int, split: str) -> Iterator[Probe]:
     """Probes of one kind without end; its draws depend on nothing but kind, seed and split."""
-    draw, seen = Random(f"{split}:{kind}:{seed}"), set[tuple[str, str]]()
+    draw, words, seen = Random(f"{split}:{kind}:{seed}"), vocabulary(split), set[tuple[str, str]]()
     while True:
         for _ in range(ATTEMPTS):
-            probe = KINDS[kind](draw, VOCABULARIES[split], len(seen))
+            probe = KINDS[kind](draw, words, len(seen))
             if (probe.prompt, probe.input) not in seen:
                 break
         else:
@@ -205,5 +205,5 @@ def _stream(kind: str, seed: int, split: str) -> Iterator[Probe]:
 def _check_arguments(count: int, split: str) -> None:
     if count < 1:
         raise InputError(f"the number of probes must be 1 or more, got {count}")
-    if split not in VOCABULARIES:
-        raise InputError(f"there is no split {split!r}; there are {', '.join(VOCABULARIES)}")
+    if split not in SPLITS:
+        raise InputError(f"there is no split {split!r}; there are {', '.join(SPLITS)}")

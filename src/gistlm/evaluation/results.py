@@ -27,26 +27,26 @@ MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Each:
+class MappingOf:
     """A mapping with any names and values of one kind."""
 
     kind: Any
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairOf:
     """A list of two values of one kind, for example the ends of an interval."""
 
     kind: Any
 
 
 OPTIONAL_FLOAT = (float, None)
-INTERVAL = Pair(float)
+INTERVAL = PairOf(float)
 
 SCHEMA: dict[str, Any] = {
     "format": str,
     "version": int,
-    "run": {"command": str, "date": str, "machine": Each(object), "seconds": float},
+    "run": {"command": str, "date": str, "machine": MappingOf(object), "seconds": float},
     "model": {
         "name": str,
         "fingerprint": str,
@@ -66,7 +66,7 @@ SCHEMA: dict[str, Any] = {
         "generate": bool,
         "resamples": int,
     },
-    "skipped": Each(str),
+    "skipped": MappingOf(str),
     "conditions": [
         {
             "name": str,
@@ -75,7 +75,7 @@ SCHEMA: dict[str, Any] = {
             "cached_tokens": float,
             "prompt_tokens": float,
             "compression": OPTIONAL_FLOAT,
-            "metrics": Each({"value": float, "gap_closed": OPTIONAL_FLOAT, "gap_closed_95": (INTERVAL, None)}),
+            "metrics": MappingOf({"value": float, "gap_closed": OPTIONAL_FLOAT, "gap_closed_95": (INTERVAL, None)}),
         }
     ],
     "rows": [
@@ -85,10 +85,10 @@ SCHEMA: dict[str, Any] = {
             "output_tokens": int,
             "answer_tokens": int,
             "kind": (str, None),
-            "metrics": Each(Each(float)),
+            "metrics": MappingOf(MappingOf(float)),
         }
     ],
-    "examples": [{"prompt": str, "input": str, "reference": str, "answers": Each(str)}],
+    "examples": [{"prompt": str, "input": str, "reference": str, "answers": MappingOf(str)}],
     "retention": (
         None,
         [{"kind": str, "condition": str, "n": int, "correct": int, "score": float, "score_95": INTERVAL}],
@@ -109,8 +109,8 @@ SCHEMA: dict[str, Any] = {
         ],
     ),
 }
-"""The keys and kinds of a result: a tuple lists what a value may be, a list the kind of its items, `Each` that of a
-mapping's values, `Pair` that of two."""
+"""The keys and kinds of a result: a tuple lists what a value may be, a list the kind of its items, `MappingOf` that
+of a mapping's values, `PairOf` that of two."""
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
@@ -179,24 +179,24 @@ def _check(value: Any, kind: Any, where: str) -> None:
         options = [option for option in kind if option is not None]
         if not (value is None and None in kind):
             _check(value, options[0], where)
-    elif isinstance(kind, dict | Each):
+    elif isinstance(kind, dict | MappingOf):
         _check_mapping(value, kind, where)
-    elif isinstance(kind, list | Pair):
-        if not isinstance(value, list) or (isinstance(kind, Pair) and len(value) != 2):
-            _refuse(where, "a list of two" if isinstance(kind, Pair) else "a list", value)
+    elif isinstance(kind, list | PairOf):
+        if not isinstance(value, list) or (isinstance(kind, PairOf) and len(value) != 2):
+            _refuse(where, "a list of two" if isinstance(kind, PairOf) else "a list", value)
         for place, item in enumerate(value):
-            _check(item, kind.kind if isinstance(kind, Pair) else kind[0], f"{where}, entry {place}")
+            _check(item, kind.kind if isinstance(kind, PairOf) else kind[0], f"{where}, entry {place}")
     elif kind is not object and not _is(value, kind):
         _refuse(where, kind.__name__, value)
 
 
-def _check_mapping(value: Any, kind: dict[str, Any] | Each, where: str) -> None:
+def _check_mapping(value: Any, kind: dict[str, Any] | MappingOf, where: str) -> None:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         _refuse(where, "a mapping with names", value)
     if isinstance(kind, dict) and (missing := [name for name in kind if name not in value]):
         raise DataError(f"{where} is no whole result: {missing[0]!r} is missing; run `gistlm eval` again")
     for name, item in value.items():
-        expected = kind.kind if isinstance(kind, Each) else kind.get(name, object)
+        expected = kind.kind if isinstance(kind, MappingOf) else kind.get(name, object)
         _check(item, expected, f"{where}, {name!r}")
 
 

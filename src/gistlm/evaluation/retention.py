@@ -6,7 +6,6 @@ and either right or wrong.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ from gistlm.evaluation.conditions import gists_of_each_k
 from gistlm.evaluation.probes import KINDS, Probe, probe_rows
 from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.results import is_of, label
-from gistlm.evaluation.resume_log import Journal
+from gistlm.evaluation.resume_log import ResumeLog
+from gistlm.evaluation.statistics import wilson
 
 PER_KIND = 50
 """Probes of each kind, unless a limit is lower."""
@@ -28,8 +28,6 @@ NEW_TOKENS = 24
 """Most tokens of an answer."""
 LONG_ANSWERS = {"code-16": 32, "code-32": 56}
 """The same for kinds that need more."""
-Z_95 = 1.959964
-"""The normal distribution's 97.5 % quantile."""
 
 
 def measure(
@@ -38,12 +36,12 @@ def measure(
     seed: int = 0,
     limit: int | None = None,
     on_progress: OnProgress | None = None,
-    journal: Journal | None = None,
+    resume_log: ResumeLog | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of every kind under every condition: the list "retention" of `results.SCHEMA`.
 
     ks: numbers of gist tokens. limit: most probes of each kind, where that is less than `PER_KIND`. on_progress:
-    called with the answers that are done, and with all of them. journal: keeps the scores of every kind as soon as
+    called with the answers that are done, and with all of them. resume_log: keeps the scores of every kind as soon as
     they are known, and gives back those of an earlier run. Raises `InputError` for a k that the checkpoint does not
     have.
     """
@@ -52,14 +50,14 @@ def measure(
         raise InputError(f"k is a number of gist tokens, 1 or more; got {ks[0]}")
     probes = probe_rows(seed, PER_KIND if limit is None else min(limit, PER_KIND))
     labels = [label("full", None), label("none", None), *(label("gist", k) for k in ks)]
-    journal = journal or Journal(None, {})
+    resume_log = resume_log or ResumeLog(None, {})
     asked = [(probe.kind, probe.prompt, probe.input, probe.expected) for probe in probes]
-    work = journal.name(probes=asked, conditions=labels)
+    work = resume_log.name(probes=asked, conditions=labels)
     n, entries = len(probes) // len(KINDS), list[dict[str, Any]]()
     progress = Progress(len(probes) * len(labels), on_progress)
     for place, kind in enumerate(KINDS, 1):
         own = [probe for probe in probes if probe.kind == kind]
-        right = journal.measured(
+        right = resume_log.measured(
             f"{work} {kind}",
             lambda counts: (
                 is_of(counts, dict.fromkeys(labels, int)) and all(0 <= each <= n for each in counts.values())
@@ -84,14 +82,6 @@ def _count(
             right[condition] += sum(probe.correct(each.text) for probe, each in zip(batch, answers, strict=True))
             step(len(batch))
     return right
-
-
-def wilson(successes: float, n: int) -> list[float]:
-    """The 95 % interval of a share (Wilson 1927); with half successes it is a little wider than need be."""
-    share, spread = successes / n, Z_95**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def _requests(engine: Engine, probes: Sequence[Probe], ks: Sequence[int]) -> list[list[Request]]:

@@ -21,10 +21,10 @@ from gistlm.engines.sampling import Sampling
 from gistlm.errors import DataError, InputError
 from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
-from gistlm.evaluation.conditions import FULL, Condition, Conditions, check_baselines
+from gistlm.evaluation.conditions import FULL, EvalCondition, EvalConditions, check_baselines
+from gistlm.evaluation.measurements import Measurements
 from gistlm.evaluation.progress import OnProgress, Progress
-from gistlm.evaluation.resume_log import Journal
-from gistlm.evaluation.table import Table
+from gistlm.evaluation.resume_log import ResumeLog
 from gistlm.evaluation.words import LLMLINGUA2
 
 MAX_LOGITS = 1 << 26
@@ -86,11 +86,11 @@ def evaluate(
     data: str,
     config: EvalConfig,
     on_progress: OnProgress | None = None,
-    journal: Journal | None = None,
+    resume_log: ResumeLog | None = None,
 ) -> Evaluation:
     """Measure every condition on a file of rows.
 
-    journal: keeps every batch as soon as it is measured, and gives back those of an earlier run; its basis is
+    resume_log: keeps every batch as soon as it is measured, and gives back those of an earlier run; its basis is
     `describe.basis(engine)`.
 
     Raises `DataError` for rows that cannot be used, `InputError` for an impossible k, and `MissingDependencyError`
@@ -110,77 +110,84 @@ def evaluate(
             f"{checkpoint.architecture.context:,} that the model has room for; raise the first or lower the second"
         )
     source = Source(checkpoint, [row.prompt for row in rows], config.classifier, config.seed)
-    conditions = Conditions(engine, config.ks, config.baselines, source)
-    table = measure(engine, rows, conditions, config, on_progress, journal)
+    conditions = EvalConditions(engine, config.ks, config.baselines, source)
+    measurements = measure(engine, rows, conditions, config, on_progress, resume_log)
     model = describe.model(checkpoint)
-    lengths = int(table.output_tokens.sum()), int(table.answer_tokens.sum())
+    lengths = int(measurements.output_tokens.sum()), int(measurements.answer_tokens.sum())
     results = {
         "model": model,
         "data": describe.data(data, rows, len(read) - len(rows), *lengths),
         "settings": describe.settings(config),
         "skipped": conditions.skipped,
-        "conditions": table.conditions(conditions.all, model, config.seed, config.resamples),
-        "rows": table.rows_as_values(),
-        "examples": table.examples(),
+        "conditions": measurements.conditions(conditions.all, model, config.seed, config.resamples),
+        "rows": measurements.rows_as_values(),
+        "examples": measurements.examples(),
     }
-    return Evaluation(results, rows, table.answers)
+    return Evaluation(results, rows, measurements.answers)
 
 
 def measure(
     engine: Engine,
     rows: Sequence[Row],
-    conditions: Conditions,
+    conditions: EvalConditions,
     config: EvalConfig,
     on_progress: OnProgress | None = None,
-    journal: Journal | None = None,
-) -> Table:
+    resume_log: ResumeLog | None = None,
+) -> Measurements:
     """Every condition on every row, in batches of rows of like length."""
-    journal = journal or Journal(None, {})
-    table = Table(rows, engine.checkpoint.prompts, [condition.label for condition in conditions.all], config.generate)
-    by_length = sorted(range(len(rows)), key=table.length)
+    resume_log = resume_log or ResumeLog(None, {})
+    measurements = Measurements(
+        rows, engine.checkpoint.prompts, [condition.label for condition in conditions.all], config.generate
+    )
+    by_length = sorted(range(len(rows)), key=measurements.length)
     units = len(conditions.all) * (3 if config.generate else 1)
     progress = Progress(len(rows) * units, on_progress)
-    work = journal.name(
+    work = resume_log.name(
         config=asdict(config),
         batch_tokens=engine.batch_tokens,
         skipped=list(conditions.skipped),
         rows=[asdict(row) for row in rows],
     )
-    widths = [(table.length(place),) for place in by_length]
+    widths = [(measurements.length(place),) for place in by_length]
     for batch in batches(widths, config.batch_size, engine.batch_tokens):
         places = [by_length[at] for at in batch]
-        journal.measured(
+        resume_log.measured(
             f"{work} {batch[0]}",
-            partial(table.put, places),
-            partial(_measure_batch, engine, places, conditions, table, config, progress),
+            partial(measurements.put, places),
+            partial(_measure_batch, engine, places, conditions, measurements, config, progress),
         )
         progress.reach((batch[-1] + 1) * units)
-    table.compare_answers()
-    return table
+    measurements.compare_answers()
+    return measurements
 
 
 def _measure_batch(
-    engine: Engine, places: Sequence[int], conditions: Conditions, table: Table, config: EvalConfig, step: Progress
+    engine: Engine,
+    places: Sequence[int],
+    conditions: EvalConditions,
+    measurements: Measurements,
+    config: EvalConfig,
+    step: Progress,
 ) -> dict[str, Any]:
-    """Every condition on the rows at those places of the table; what `Table.part` gives of them."""
-    batch = [table.rows[place] for place in places]
+    """Every condition on the rows at those places; what `Measurements.part` gives of them."""
+    batch = [measurements.rows[place] for place in places]
     requests = conditions.requests([row.prompt for row in batch], [row.input for row in batch])
     for condition, asked in requests.items():
-        table.held[condition.label][places] = [request.gist.k if request.gist else 0 for request in asked]
+        measurements.held[condition.label][places] = [request.gist.k if request.gist else 0 for request in asked]
     outputs = [row.output for row in batch]
     ids = [*map(engine.checkpoint.prompts.output_ids, outputs)]
     for condition, row, sums in _score(engine, requests, outputs, ids, step):
-        table.add(condition.label, places[row], sums)
+        measurements.add(condition.label, places[row], sums)
     if config.generate:
-        _generate(engine, requests, places, table, config, step)
-    return table.part(places)
+        _generate(engine, requests, places, measurements, config, step)
+    return measurements.part(places)
 
 
 def _generate(
     engine: Engine,
-    requests: dict[Condition, list[Request]],
+    requests: dict[EvalCondition, list[Request]],
     places: Sequence[int],
-    table: Table,
+    measurements: Measurements,
     config: EvalConfig,
     step: Progress,
 ) -> None:
@@ -190,26 +197,26 @@ def _generate(
         sampling = Sampling(max_new_tokens=config.new_tokens)
         completions = engine.complete(sampled(asked, sampling))
         for place, completion in zip(places, completions, strict=True):
-            table.answers[condition.label][place] = completion.text
+            measurements.answers[condition.label][place] = completion.text
             if condition == FULL:
                 cut = completion.finish_reason == "length"
                 answers.append(completion.text.rstrip("\ufffd") if cut else completion.text)  # half a character
                 ids = engine.checkpoint.prompts.output_ids(answers[-1])
                 end = len(engine.checkpoint.prompts.output_end_ids)
                 targets.append(ids[: len(ids) - end] if cut else ids)  # an answer that was cut has not ended
-                table.answer_tokens[place] = len(targets[-1])
+                measurements.answer_tokens[place] = len(targets[-1])
         step(len(asked))
     for condition, row, sums in _score(engine, requests, answers, targets, step):
-        table.add(condition.label, places[row], {f"answer_{name}": sums[name] for name in ("kl", "agreement")})
+        measurements.add(condition.label, places[row], {f"answer_{name}": sums[name] for name in ("kl", "agreement")})
 
 
 def _score(
     engine: Engine,
-    requests: dict[Condition, list[Request]],
+    requests: dict[EvalCondition, list[Request]],
     outputs: Sequence[str],
     targets: Sequence[list[int]],
     step: Progress,
-) -> Iterator[tuple[Condition, int, dict[str, float]]]:
+) -> Iterator[tuple[EvalCondition, int, dict[str, float]]]:
     """(condition, row, sums over the row's targets) under teacher forcing; a few rows' distributions at a time."""
     checkpoint = engine.checkpoint
     most = max(1, MAX_LOGITS // int(checkpoint.reader.config.get_text_config(decoder=True).vocab_size))

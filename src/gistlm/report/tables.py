@@ -11,7 +11,7 @@ from typing import Any
 
 from gistlm.errors import DataError
 from gistlm.evaluation.results import label, read_results
-from gistlm.evaluation.statistics import Bin, by_length, leads
+from gistlm.evaluation.statistics import Interval, LengthGroup, by_length, paired_differences
 
 Values = dict[str, Any]
 """A result as `results.read_results` gives it."""
@@ -19,20 +19,20 @@ Values = dict[str, Any]
 METRICS = {
     "nll": "likelihood of the references (negative log-likelihood, nats a token; less is better)",
     "kl": "divergence from the full prompt's model on the references (KL, nats a token; less is better)",
-    "agreement": "same likeliest token as with the full prompt, on the references (share; more is better)",
+    "agreement": "same likeliest token as with the full prompt, on the references (fraction; more is better)",
     "answer_kl": "divergence on the full prompt's own answers (KL, nats a token; less is better)",
-    "answer_agreement": "same likeliest token, on the full prompt's own answers (share; more is better)",
+    "answer_agreement": "same likeliest token, on the full prompt's own answers (fraction; more is better)",
     "rouge1": "ROUGE-1 of answers against the references (F1; more is better)",
     "rouge2": "ROUGE-2 of answers against the references (F1; more is better)",
     "rougeL": "ROUGE-L of answers against the references (F1; more is better)",
     "answer_rouge1": "ROUGE-1 of answers against those of the full prompt (F1; more is better)",
     "answer_rouge2": "ROUGE-2 of answers against those of the full prompt (F1; more is better)",
     "answer_rougeL": "ROUGE-L of answers against those of the full prompt (F1; more is better)",
-    "exact_match": "answers equal to the references (share; more is better)",
+    "exact_match": "answers equal to the references (fraction; more is better)",
 }
 """metric -> what it is."""
 DRAWN = ("nll", "kl", "answer_kl")
-"""Metrics whose share of the gap is drawn."""
+"""Metrics whose gap closed is drawn."""
 MAX_FILES = 16
 """More do not fit into one picture."""
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -57,10 +57,10 @@ class Point:
     compression: float
     """Prompt tokens for each token in their place."""
     kv_bytes: int
-    share: float
-    """Of the gap between no prompt (0) and full prompt (1)."""
-    interval: tuple[float, float]
-    """95 %; the share twice where none is known."""
+    gap_closed: float
+    """From no prompt (0) to full prompt (1)."""
+    interval: Interval
+    """The gap closed twice where none is known."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Score:
 
     correct: int
     n: int
-    share: float
-    interval: tuple[float, float]
-    """95 %, Wilson's."""
+    accuracy: float
+    interval: Interval
+    """Wilson's."""
 
 
 def gather(paths: Sequence[str | Path]) -> list[Result]:
@@ -135,13 +135,13 @@ def points(values: Values, metric: str) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
     for condition in values["conditions"]:
         figures = condition["metrics"].get(metric, {})
-        share, compression = figures.get("gap_closed"), condition["compression"]
-        if condition["k"] is None or share is None or compression is None or compression <= 0:
+        closed, compression = figures.get("gap_closed"), condition["compression"]
+        if condition["k"] is None or closed is None or compression is None or compression <= 0:
             continue
-        interval = tuple(figures["gap_closed_95"] or (share, share))
-        place = compression, condition["kv_bytes"]
+        interval = tuple(figures["gap_closed_95"] or (closed, closed))
+        sizes = compression, condition["kv_bytes"]
         found.setdefault(condition["name"], []).append(
-            Point(condition["name"], condition["k"], *place, share, interval)
+            Point(condition["name"], condition["k"], *sizes, closed, interval)
         )
     return {name: sorted(some, key=lambda point: point.k) for name, some in found.items()}
 
@@ -188,13 +188,13 @@ def metrics_of(results: Sequence[Result]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in METRICS.items() if name in found]
 
 
-def percent(share: float) -> str:
+def percent(fraction: float) -> str:
     """For example "75 %"; never minus zero."""
-    return f"{round(100 * share):,} %"
+    return f"{round(100 * fraction):,} %"
 
 
 def _check_controls(path: str | Path, values: Values) -> None:
-    """Raise `DataError` where a share of the gap could not be computed again."""
+    """Raise `DataError` where a gap closed could not be computed again."""
     conditions = values["conditions"]
     missing = {"full", "none"} - {condition["name"] for condition in conditions} if conditions else set()
     whole = [condition["metrics"].keys() for condition in conditions]
@@ -233,7 +233,7 @@ def _one_line(text: str) -> str:
 
 
 _ON_REFERENCES = ("nll", "kl", "agreement")
-_FIGURES = "value (share of the gap between no prompt and full prompt that is closed, 95 % interval)"
+_FIGURES = "value (gap closed between no prompt and full prompt, 95 % interval)"
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Table:
 
 def tables(values: Values) -> list[Table]:
     """Every table of a result."""
-    return [*_conditions(values), *_leads(values), *_lengths(values), *_retention(values), *_judge(values)]
+    return [*_conditions(values), *_paired_differences(values), *_lengths(values), *_retention(values), *_judge(values)]
 
 
 def _conditions(values: Values) -> list[Table]:
@@ -273,28 +273,29 @@ def _condition_row(condition: dict[str, Any], names: Sequence[str]) -> list[str]
 
 
 def _figures(figures: dict[str, Any], measured: bool) -> str:
-    """The controls' shares are 0 and 1 by definition and are left out."""
-    value, share, interval = figures["value"], figures["gap_closed"], figures["gap_closed_95"]
-    return f"{value + 0.0:.3f}" + (f" ({_share(share, interval)})" if measured and share is not None else "")
+    """The controls close 0 and 1 of the gap by definition, which is left out."""
+    value, closed, interval = figures["value"], figures["gap_closed"], figures["gap_closed_95"]
+    return f"{value + 0.0:.3f}" + (f" ({_percent(closed, interval)})" if measured and closed is not None else "")
 
 
-def _share(share: float, interval: Sequence[float] | None) -> str:
-    return percent(share) + (f", {round(100 * interval[0])} to {percent(interval[1])}" if interval else "")
+def _percent(fraction: float, interval: Sequence[float] | None) -> str:
+    return percent(fraction) + (f", {round(100 * interval[0])} to {percent(interval[1])}" if interval else "")
 
 
-def _leads(values: Values) -> list[Table]:
+def _paired_differences(values: Values) -> list[Table]:
     found = []
     for metric in drawn_metrics(values):
-        ahead = leads(values, metric)
-        if ahead:
-            rivals, heads = dict.fromkeys(lead.rival for lead in ahead), {lead.k: lead.rows for lead in ahead}
-            cells = {(lead.rival, lead.k): str(lead) for lead in ahead}
+        if differences := paired_differences(values, metric):
+            baselines = dict.fromkeys(each.baseline for each in differences)
+            compared = {each.k: each.rows for each in differences}
+            cells = {(each.baseline, each.k): str(each) for each in differences}
             caption = (
-                f"{metric}: the gist's lead over each baseline of the same bytes, in points, on longer prompts than k"
+                f"{metric}: paired difference, gist less each baseline of the same bytes, in points of the gap, on "
+                "longer prompts than k (95 % interval; not significant where that includes 0)"
             )
-            rows = [[rival, *(cells.get((rival, k), "") for k in heads)] for rival in rivals]
-            head = ["baseline", *(f"{label('gist', k)}, {count} rows" for k, count in heads.items())]
-            found.append(Table(f"{caption} (95 % interval, paired by row; unsure where that reaches 0)", head, rows))
+            rows = [[name, *(cells.get((name, k), "") for k in compared)] for name in baselines]
+            head = ["baseline", *(f"{label('gist', k)}, {count} rows" for k, count in compared.items())]
+            found.append(Table(caption, head, rows))
     return found
 
 
@@ -303,14 +304,14 @@ def _lengths(values: Values) -> list[Table]:
     for metric in drawn_metrics(values):
         if groups := by_length(values, metric):
             columns = list(zip(*groups.values(), strict=True))
-            caption = f"{metric} by prompt length: share of the gap closed (95 % interval), pooled over a group's rows"
-            rows = [[bins[0].lengths, str(bins[0].rows), *map(_bin, bins)] for bins in columns]
+            caption = f"{metric} by prompt length: gap closed (95 % interval), pooled over a group's rows"
+            rows = [[group[0].lengths, str(group[0].rows), *map(_gap_closed, group)] for group in columns]
             found.append(Table(caption, ["prompt tokens", "rows", *groups], rows))
     return found
 
 
-def _bin(each: Bin) -> str:
-    return "no gap" if each.share is None else _share(each.share, each.interval)
+def _gap_closed(group: LengthGroup) -> str:
+    return "no gap" if group.gap_closed is None else _percent(group.gap_closed, group.interval)
 
 
 def _retention(values: Values) -> list[Table]:
@@ -323,7 +324,7 @@ def _retention(values: Values) -> list[Table]:
 
 
 def _score(score: Score | None) -> str:
-    return f"{score.correct} of {score.n} ({_share(score.share, score.interval)})" if score else ""
+    return f"{score.correct} of {score.n} ({_percent(score.accuracy, score.interval)})" if score else ""
 
 
 def _judge(values: Values) -> list[Table]:
@@ -332,8 +333,18 @@ def _judge(values: Values) -> list[Table]:
         [
             *(str(entry[name]) for name in ("condition", "against", "wins", "ties", "losses")),
             str(entry["nonsense"]),
-            _share(entry["win_rate"], entry["win_rate_95"]),
+            _percent(entry["win_rate"], entry["win_rate_95"]),
         ]
         for entry in values["judge"] or []
     ]
     return [Table("The judge's verdicts; a tie is half a win", head, rows)] if rows else []
+
+
+def answers(values: Values) -> Table | None:
+    """The texts of `examples` side by side; None where there are none."""
+    found = examples(values)
+    if not found:
+        return None
+    names = list(dict.fromkeys(name for example in found for name in example))
+    rows = [[str(place), *(example.get(name, "") for name in names)] for place, example in enumerate(found, 1)]
+    return Table("Answers side by side, of the file's first rows", ["example", *names], rows)

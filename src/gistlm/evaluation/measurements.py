@@ -10,18 +10,23 @@ from numpy.typing import NDArray
 
 from gistlm.data.rows import Row
 from gistlm.evaluation import metrics
-from gistlm.evaluation.conditions import FULL, NONE, Condition
-from gistlm.evaluation.results import EXAMPLES, Each, is_of
+from gistlm.evaluation.conditions import FULL, NONE, EvalCondition
+from gistlm.evaluation.results import EXAMPLES, MappingOf, is_of
 from gistlm.evaluation.statistics import WEIGHTS, Floats, bootstrap_counts, pooled_gap
 from gistlm.prompt import PromptTokenizer
 
 Ints = NDArray[np.int64]
 
-PART = {"answer_tokens": [int], "held": Each([int]), "answers": Each([str]), "sums": Each(Each([float]))}
+PART = {
+    "answer_tokens": [int],
+    "held": MappingOf([int]),
+    "answers": MappingOf([str]),
+    "sums": MappingOf(MappingOf([float])),
+}
 """The kind of what was measured on some rows, in words of `results.SCHEMA`."""
 
 
-class Table:
+class Measurements:
     """What was measured on rows; filled by a runner, row by row."""
 
     def __init__(self, rows: Sequence[Row], prompts: PromptTokenizer, labels: Sequence[str], generate: bool) -> None:
@@ -42,7 +47,7 @@ class Table:
         """label -> metric -> [rows]"""
 
     def length(self, place: int) -> int:
-        """By what rows are grouped into batches."""
+        """Tokens of a row, by which rows are sorted into batches."""
         return int(self.prompt_tokens[place] + self.input_tokens[place] + self.output_tokens[place])
 
     def add(self, name: str, place: int, values: dict[str, float]) -> None:
@@ -102,7 +107,7 @@ class Table:
         return np.asarray(getattr(self, WEIGHTS[metric]), dtype=np.float64)
 
     def conditions(
-        self, conditions: Sequence[Condition], model: dict[str, Any], seed: int, resamples: int
+        self, conditions: Sequence[EvalCondition], model: dict[str, Any], seed: int, resamples: int
     ) -> list[dict[str, Any]]:
         """ "conditions" of the results, from their "model": means, gaps closed and intervals."""
         counts = bootstrap_counts(len(self.rows), resamples, seed)
@@ -153,14 +158,14 @@ class Table:
     def _figures(self, name: str, metric: str, counts: Floats) -> dict[str, Any]:
         none, full, mine = (self.sums[each][metric] for each in (NONE.label, FULL.label, name))
         weights = self.weights(metric)
-        share, interval = pooled_gap(counts, weights, none, full, mine)
+        closed, interval = pooled_gap(counts, weights, none, full, mine)
         return {
             "value": float(mine.sum()) / max(1.0, float(weights.sum())),
-            "gap_closed": share,
+            "gap_closed": closed,
             "gap_closed_95": list(interval) if interval else None,
         }
 
-    def _sizes(self, condition: Condition, model: dict[str, Any]) -> dict[str, Any]:
+    def _sizes(self, condition: EvalCondition, model: dict[str, Any]) -> dict[str, Any]:
         """Means over rows of what stands in the prompt's place."""
         own = float(self.prompt_tokens.mean()) - model["opening_tokens"]
         held = {FULL: own, NONE: 0.0}.get(condition, float(self.held[condition.label].mean()))
