@@ -121,7 +121,8 @@ def test_answers_are_those_of_the_engine_one_by_one(model: GistModel, evaluated:
         gist = model.compress(row.prompt, 3)
         assert evaluated.answers["gist@3"][place] == model.generate(row.input, gist, max_new_tokens=5)
         assert evaluated.answers["full"][place] == model.generate(row.input, prompts=row.prompt, max_new_tokens=5)
-        assert evaluated.answers["none"][place] == model.generate(row.input, max_new_tokens=5)
+        (bare,) = model.complete([Request(row.input, bare_opening=True)], Sampling(5))
+        assert evaluated.answers["none"][place] == bare.text
 
 
 def test_the_batch_size_and_the_table_that_fits_change_nothing(
