@@ -9,7 +9,7 @@ import pytest
 from tiny import save_tiny
 
 from gistlm import GistModel
-from gistlm.training.config import TrainConfig
+from gistlm.training.config import DataSource, TrainConfig
 from gistlm.training.start import create_checkpoint
 
 DATED = (
@@ -22,7 +22,7 @@ DATED = (
 def test_the_date_is_logged_and_saved_with_the_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="gistlm")
     base = save_tiny(tmp_path / "base")
-    config = TrainConfig(base=str(base), output=str(tmp_path / "out"), device="cpu")
+    config = TrainConfig(base=str(base), data=[DataSource("rows.jsonl")], output=str(tmp_path / "out"), device="cpu")
     create_checkpoint(config)
     assert not [said for said in caplog.messages if "date" in said]
     (base / "chat_template.jinja").write_text(DATED)
