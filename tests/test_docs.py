@@ -211,7 +211,7 @@ def test_the_artefact_page_names_exactly_what_a_trained_checkpoint_holds(reader:
     assert {path.name for path in folder.iterdir() if path.is_file()} <= named
     record = json.loads((folder / "gistlm.json").read_text())
     assert sorted(table("artefact.md", "gistlm.json")) == sorted(record)
-    assert sorted(table("artefact.md", "gistlm.json", 1)) == sorted([*record["prompt_format"], "date"])
+    assert sorted(table("artefact.md", "gistlm.json", 1)) == sorted({*record["prompt_format"], "date"})
     assert sorted(table("artefact.md", "training.json")) == sorted(json.loads((folder / "training.json").read_text()))
 
 

@@ -166,7 +166,7 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, rec
         asked = {
             Condition.GIST: Request(row.input, gist=model.compress(row.prompt, k=k)),
             Condition.POSITIVE: Request(row.input, prompt=row.prompt),
-            Condition.NEGATIVE: Request(row.input),
+            Condition.NEGATIVE: Request(row.input, bare_opening=True),
         }
         for condition, request in asked.items():
             states = one_pass.states(request, row.prompt)

@@ -270,7 +270,7 @@ def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> 
             gist = known if not known.nested or chance > 6 else known.shorten(draw(1, known.k))
             requests.append(Request(text, gist=gist))
         else:
-            requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text))
+            requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text, bare_opening=True))
         rows.append(as_one_row(model.checkpoint, kind, requests[-1], prompt))
     return requests, rows
 
@@ -278,7 +278,7 @@ def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> 
 def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str) -> OneRow:
     """The request in the design's words: opening from 0, gist after it, prompt before the gist, rest after it.
 
-    GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input alone.
+    GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input behind the bare opening.
     A gist that keeps its whole prompt is that prompt, and one of kept tokens alone is read where they were.
     """
     ids, rest = checkpoint.prompts.prompt_ids(prompt), checkpoint.prompts.rest_ids(request.input)
@@ -441,7 +441,7 @@ def test_training_reads_the_gists_that_are_compressed(kind: str) -> None:
 def same_bits(model: GistModel, stock: Any, texts: list[str]) -> bool:
     """Whether requests without a gist get the stock model's logits to the last bit, alone and in a batch."""
     for text in texts:
-        ids = model.checkpoint.visible_opening_ids + model.checkpoint.prompts.rest_ids(text)
+        ids = model.checkpoint.prompts.request_ids(None, text)
         prepared = model._prepare([Request(text)], 0)
         assert prepared.tokens.tolist() == [ids]
         with torch.no_grad():
