@@ -37,9 +37,9 @@ def generate(
 ) -> None:  # fmt: skip
     """Answer an input, with a gist in place of the prompt, and write the answer to stdout as it is made.
 
-    Without --gist, the text of --prompt-file is an ordinary prompt. With neither, there is only what the model's chat
-    template says of itself. An input that begins with a dash is taken as one if a digit follows or it has white space in
-    it; put any other after --.
+    Without --gist, the text of --prompt-file is an ordinary prompt. With neither, there is only what the chat template
+    says of itself. An input that begins with a dash is taken as one if a digit follows or it has white space in it; put
+    any other after --.
 
     \b
     Example:
