@@ -21,7 +21,9 @@ DATED = (
 def test_the_date_is_logged_and_saved_with_the_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="gistlm")
     base = save_tiny(tmp_path / "base")
-    config = TrainConfig(base=str(base), data=[DataSource(path="rows.jsonl")], output=str(tmp_path / "out"), device="cpu")
+    config = TrainConfig(
+        base=str(base), data=[DataSource(path="rows.jsonl")], output=str(tmp_path / "out"), device="cpu"
+    )
     create_checkpoint(config)
     assert not [said for said in caplog.messages if "date" in said]
     (base / "chat_template.jinja").write_text(DATED)
