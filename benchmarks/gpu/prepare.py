@@ -2,9 +2,10 @@
 
     python benchmarks/gpu/prepare.py --data DATA
 
-It takes minutes, but for system_rows.jsonl, which takes hours (`--system-prompts 400`: half an hour). DATA is a folder with the files of `GIVEN`. Written to
-`benchmarks/gpu/card`, which git ignores: rows that programs and the base model make, all rows as tokens, the wheels of
-the base model, and `part-1-of-N` to `part-N-of-N`, which hold rows and wheels. Run again, it goes on where it stopped.
+It takes minutes, but for system_rows.jsonl, which takes hours (`--system-prompts 400`: half an hour). DATA is a folder
+with the files of `GIVEN`. Written to `benchmarks/gpu/card`, which git ignores: rows that programs and the base model
+make, all rows as tokens, the wheels of the base model, and `part-1-of-N` to `part-N-of-N`, which hold rows and wheels.
+Run again, it goes on where it stopped.
 """
 
 from __future__ import annotations
