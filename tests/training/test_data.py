@@ -285,7 +285,7 @@ def test_a_run_trains_without_the_rows_to_exclude_and_says_how_many(write: Write
     small = {"max_k": 1, "lora_rank": 2, "steps": 1, "batch_size": 9, "validation_rows": 0, "device": "cpu"}
     train(parse_config(recipe | small))
     assert json.loads((tmp_path / "out" / "training.json").read_text())["rows_left_out"] == 3
-    with pytest.raises(DataError, match=r"only 9 of 9 rows"):
+    with pytest.raises(DataError, match=r"only 9 rows are short enough"):
         train(parse_config(recipe | small | {"batch_size": 10, "output": str(tmp_path / "other")}))
     with pytest.raises(DataError, match="all 12 rows are in the data to exclude"):
         recipe |= {"exclude": [write(*rows)], "output": str(tmp_path / "none")}
