@@ -31,8 +31,9 @@ from gistlm.training.config import read_config
 from gistlm.training.loop import Objective
 from gistlm.training.start import create_checkpoint
 
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_assert_async"}
-WAITS |= {"_linalg_check_errors"}
+WAITS = {
+    "_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_assert_async", "_linalg_check_errors",
+}  # fmt: skip
 
 
 class Counter(TorchDispatchMode):
