@@ -1,7 +1,7 @@
-"""A card that is none: tensors that say they are on one and compute on the CPU, and refuse what a card refuses.
+"""A GPU that is none: tensors that say they are on one and compute on the CPU, and refuse what a GPU refuses.
 
 Under `pretend_card`, `torch.empty(3, device=CARD)` gives such a tensor. An operator over it and a tensor in the CPU's
-memory raises, as on a card, unless that has no dimensions or is an index; so does reading it by numpy. Kernels, and
+memory raises, as on a GPU, unless that has no dimensions or is an index; so does reading it by numpy. Kernels, and
 what they round, are the CPU's: only where tensors lie is tested.
 """
 
@@ -23,15 +23,15 @@ CARD = torch.device("cuda", 0)
 _READS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::allclose"}
 _COPIES = {"aten::copy_", "aten::_to_copy"}
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-"""A card's tensors take indices that lie in the CPU's memory."""
+"""A GPU's tensors take indices that lie in the CPU's memory."""
 
 
 class OnCard(Tensor):
-    """Values on the CPU, which say that they are on the card."""
+    """Values on the CPU, which say that they are on the GPU."""
 
     values: Tensor
     device = property(lambda _: CARD)  # type: ignore[assignment]
-    """torch itself, which here knows no cards, takes it for a tensor on the CPU."""
+    """torch itself, which here knows no GPUs, takes it for a tensor on the CPU."""
 
     @staticmethod
     def __new__(cls, values: Tensor) -> OnCard:
@@ -49,7 +49,7 @@ class OnCard(Tensor):
         return self.values.tolist()
 
     def numpy(self, **_: Any) -> Any:
-        """As torch's own of a card's tensor."""
+        """As torch's own of a GPU's tensor."""
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
 
     @classmethod
@@ -67,7 +67,7 @@ class OnCard(Tensor):
 
 
 class _Device(TorchFunctionMode):
-    """What is made on the card, or moved there."""
+    """What is made on the GPU, or moved there."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -87,12 +87,12 @@ def is_tensor(value: object) -> bool:
 
 
 def is_elsewhere(tensor: Tensor) -> bool:
-    """Whether a card's operator cannot take the tensor."""
+    """Whether a GPU's operator cannot take the tensor."""
     return not isinstance(tensor, OnCard) and tensor.dim() > 0
 
 
 def is_card(device: object) -> bool:
-    """Whether a device, or its name, is the card's."""
+    """Whether a device, or its name, is the GPU's."""
     return (isinstance(device, torch.device) and device.type == "cuda") or device in ("cuda", "cuda:0")
 
 
@@ -101,7 +101,7 @@ def _is_cpu(device: object) -> bool:
 
 
 def to_card(tensor: Tensor) -> Tensor:
-    """The same values on the card."""
+    """The same values on the GPU."""
     return tensor if isinstance(tensor, OnCard) else OnCard(tensor)
 
 
@@ -111,7 +111,7 @@ def _values(each: Any) -> Any:
 
 @contextmanager
 def pretend_card() -> Iterator[torch.device]:
-    """Meanwhile there is a card."""
+    """Meanwhile there is a GPU."""
     own_run = Thread.run
 
     def run(thread: Thread) -> None:
@@ -124,7 +124,7 @@ def pretend_card() -> Iterator[torch.device]:
 
 
 def move_module(module: nn.Module) -> None:
-    """Put parameters and buffers on the card: nn.Module's own way swaps memory, which such tensors have not."""
+    """Put parameters and buffers on the GPU: nn.Module's own way swaps memory, which such tensors have not."""
     moved: dict[Tensor, nn.Parameter] = {}  # parameters that are tied stay so
     for part in module.modules():
         for name, parameter in part._parameters.items():

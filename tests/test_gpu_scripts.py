@@ -1,4 +1,4 @@
-"""The scripts for a card: at tiny size on the CPU, and what they say where there is no card."""
+"""The scripts for a GPU: at tiny size on the CPU, and what they say where there is no GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_it_works_at_tiny_size_and_writes_card_versions_and_date(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_without_a_card_it_ends_with_a_sentence(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match=rf"^{script}: there is no card here that torch can use"):
+    with pytest.raises(SystemExit, match=rf"^{script}: there is no GPU here that torch can use"):
         run(monkeypatch, script)
 
 
@@ -82,7 +82,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for module in ("card", "prepare", "train"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     prepare, train = __import__("prepare"), __import__("train")
-    monkeypatch.setattr(prepare, "CARD", tmp_path)
+    monkeypatch.setattr(prepare, "PREPARED", tmp_path)
     monkeypatch.setattr(prepare, "PART_BYTES", 1000)
     monkeypatch.setattr(prepare, "PARTS", tmp_path / "parts.json")
     monkeypatch.setattr(train, "PARTS", tmp_path / "parts.json")

