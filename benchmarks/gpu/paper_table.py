@@ -254,7 +254,7 @@ def measure(model: Llama, cell: Cell) -> dict[str, Any]:
 def main() -> None:
     """Both models, one after the other: together they need not fit."""
     options = arguments()
-    device = find_card(options, gib=30)
+    device = find_card(options, gib=55)
     torch.manual_seed(options.seed)
     rows = []
     for kind in (Llama, FlanT5):
