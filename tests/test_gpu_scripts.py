@@ -7,10 +7,14 @@ import random
 import runpy
 import sys
 from pathlib import Path
+from subprocess import CalledProcessError
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+
+from gistlm.errors import DataError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 SCRIPTS = ["exactness.py", "paper_table.py", "train.py", "serve.py"]
@@ -76,21 +80,87 @@ def test_the_readme_names_every_script_with_its_minutes() -> None:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """What `prepare.py` makes of one file, in parts of 1,000 bytes."""
+def prepare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """`prepare.py`, which makes all in a folder of its own."""
     monkeypatch.syspath_prepend(str(FOLDER))
     for module in ("card", "prepare", "train"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    prepare, train = __import__("prepare"), __import__("train")
-    monkeypatch.setattr(prepare, "PREPARED", tmp_path)
+    module = __import__("prepare")
+    monkeypatch.setattr(module, "PREPARED", tmp_path)
+    monkeypatch.setattr(module, "PARTS", tmp_path / "parts.json")
+    return module
+
+
+@pytest.fixture
+def parts(prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What `prepare.py` makes of one file, in parts of 1,000 bytes."""
     monkeypatch.setattr(prepare, "PART_BYTES", 1000)
-    monkeypatch.setattr(prepare, "PARTS", tmp_path / "parts.json")
-    monkeypatch.setattr(train, "PARTS", tmp_path / "parts.json")
+    monkeypatch.setattr(__import__("train"), "PARTS", tmp_path / "parts.json")
     (tmp_path / "rows.safetensors").write_bytes(random.Random(0).randbytes(3500))
     made = prepare.write_parts([tmp_path / "rows.safetensors"])
     assert [path.name for path in made] == [f"part-{number}-of-4" for number in range(1, 5)]
     (tmp_path / "rows.safetensors").unlink()
     return tmp_path
+
+
+def test_rows_are_made_anew_for_other_options_or_files_and_the_old_ones_stay(
+    prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = list[Path]()
+
+    def recipe(command: list[Any], **options: Any) -> None:
+        out = command[command.index("--out") + 1]
+        out.write_text(f"{len(made)}")
+        made.append(out)
+
+    monkeypatch.setattr(prepare.subprocess, "run", recipe)
+    (tmp_path / "data").mkdir()
+    tasks, rows = tmp_path / "tasks.jsonl", tmp_path / "data" / "system_rows.jsonl"
+    tasks.write_text("one")
+    four = ("--limit 4", "one", "0")
+    for options, words, wanted in (four, four, ("", "one", "1"), ("", "two", "2"), four):
+        tasks.write_text(words)
+        prepare.make("system_rows", {"--tasks": tasks}, options)
+        assert rows.read_text() == wanted
+    assert len(set(made)) == 3 and all(path.exists() for path in made)
+
+
+def test_rows_that_prepare_did_not_make_are_kept_and_it_says_so(
+    prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = list[str]()
+    monkeypatch.setattr(prepare, "say", said.append)
+    rows = tmp_path / "data" / "system_rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("mine")
+    prepare.make("system_rows", {}, "")
+    assert rows.read_text() == "mine" and "is kept as it is; remove it" in said[0]
+
+
+def test_files_that_are_given_where_they_are_linked_from_stay(prepare: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("rows")
+    prepare.link(tmp_path / "own", tmp_path / "own")
+    assert (tmp_path / "own").read_text() == "rows" and not (tmp_path / "own").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (CalledProcessError(1, [sys.executable, Path("recipes/system_rows.py"), "--out"]), r"system_rows\.py failed"),
+        (CalledProcessError(1, [sys.executable, "-m", "pip", "download"]), r"pip failed, as said above"),
+        (DataError("no rows"), r"no rows$"),
+    ],
+)
+def test_what_goes_wrong_beforehand_is_one_sentence(
+    prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fails(options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(prepare, "run", fails)
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--data", "data"])
+    with pytest.raises(SystemExit, match=rf"^prepare\.py: {said}"):
+        prepare.main()
 
 
 def test_parts_that_all_arrived_are_unpacked(parts: Path) -> None:

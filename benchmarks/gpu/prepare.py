@@ -2,10 +2,11 @@
 
     python benchmarks/gpu/prepare.py --data DATA
 
-It takes minutes, but for system_rows.jsonl, which takes hours (`--system-prompts 400`: half an hour). DATA is a folder
-with the files of `GIVEN`. Written to `benchmarks/gpu/card`, which git ignores: rows that programs and the base model
-make, all rows as tokens, the wheels of the base model, and `part-1-of-N` to `part-N-of-N`, which hold rows and wheels.
-Run again, it goes on where it stopped.
+It makes rows from system prompts, which takes two to three hours on two idle cores, with `--system-prompts 400` half an
+hour; the rest takes minutes. DATA is a folder with the files of `GIVEN`. Written to `benchmarks/gpu/card`, which git
+ignores: rows that programs and the base model make, all rows as tokens, the wheels of the base model, and `part-1-of-N`
+to `part-N-of-N`, which hold rows and wheels. Run again, it goes on where it stopped; rows that were made of other files
+or of another number of system prompts are made anew, and the old ones stay beside them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pathlib import Path
 from card import PARTS, PREPARED, ROOT, need_files
 from rich.console import Console
 
+from gistlm.errors import GistlmError
+from gistlm.files import sha256
+
 GIVEN = (
     "t0_train.jsonl.gz",
     "self_instruct_seed_tasks.jsonl",
@@ -35,19 +39,28 @@ say = Console(stderr=True).print
 
 
 def main() -> None:
+    """The script, with mistakes and failures as sentences."""
+    try:
+        run(parse())
+    except GistlmError as error:
+        sys.exit(f"prepare.py: {error}")
+    except subprocess.CalledProcessError as error:
+        program = next(Path(word).name for word in error.cmd[1:] if word != "-m")
+        sys.exit(f"prepare.py: {program} failed, as said above; mend that and run the same command again")
+
+
+def run(options: argparse.Namespace) -> None:
     """Data, tokens, wheels, parts."""
-    options = parse()
     given = [options.data / name for name in GIVEN]
     need_files(given, "name the folder that holds it with --data")
     data = PREPARED / "data"
     data.mkdir(parents=True, exist_ok=True)
     for path in given:
-        (data / path.name).unlink(missing_ok=True)
-        (data / path.name).symlink_to(path.resolve())
-    texts, tasks = data / GIVEN[0], data / GIVEN[1]
-    make("programmatic", data, f"--texts {texts} --tasks {tasks} --rows 6000 --seed 28")
-    limit = f"--limit {options.system_prompts}" if options.system_prompts else ""
-    make("system_rows", data, f"--prompts {data / GIVEN[2]} --tasks {tasks} --seed 28 {limit}")
+        link(data / path.name, path)
+    texts, tasks, prompts = (data / name for name in GIVEN[:3])
+    make("programmatic", {"--texts": texts, "--tasks": tasks}, "--rows 6000 --seed 28")
+    limit = "" if options.system_prompts is None else f" --limit {options.system_prompts}"
+    make("system_rows", {"--prompts": prompts, "--tasks": tasks}, f"--seed 28{limit}")
     say("tokenising")
     tokenize()
     download_wheels()
@@ -55,15 +68,27 @@ def main() -> None:
     say(f"{len(parts)} parts of at most {PART_BYTES >> 20} MiB are in {PREPARED}; README.md says how they travel")
 
 
-def make(recipe: str, data: Path, arguments: str) -> None:
-    """Run a recipe whose file of rows appears when all are written."""
-    out = data / f"{recipe}.jsonl"
-    if out.exists():
+def link(name: Path, target: Path) -> None:
+    """Let a file be found under a name in the folder of data; a file that is given under that name stays."""
+    if name.absolute() != target.absolute():
+        name.unlink(missing_ok=True)
+        name.symlink_to(target.resolve())
+
+
+def make(recipe: str, files: dict[str, Path], options: str) -> None:
+    """Run a recipe whose file of rows appears when all are written, unless there is one of these files and options."""
+    out = PREPARED / "data" / f"{recipe}.jsonl"
+    if out.exists() and not out.is_symlink():
+        say(f"{out} is kept as it is; remove it to have it made")
         return
-    say(f"making {out.name}")
-    subprocess.run(
-        [sys.executable, ROOT / "recipes" / f"{recipe}.py", "--out", out, *arguments.split()], check=True, cwd=ROOT
-    )
+    digest = sha256(options.encode(), *(path.read_bytes() for path in files.values()))
+    made = out.with_name(f"{recipe}-{digest[:8]}.jsonl")
+    if not made.exists():
+        say(f"making {made.name} ({options})")
+        sources = [word for pair in files.items() for word in pair]
+        command = [sys.executable, ROOT / "recipes" / f"{recipe}.py", "--out", made, *sources, *options.split()]
+        subprocess.run(command, check=True, cwd=ROOT)
+    link(out, made)
 
 
 def tokenize() -> None:
