@@ -56,11 +56,21 @@ def test_a_card_with_too_little_memory_ends_it_with_a_sentence(script: str, monk
         run(monkeypatch, script)
 
 
-def test_exactness_fails_where_logits_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactness_fails_where_logits_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     own = torch.Tensor.isfinite
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: own(tensor) & (tensor.dim() != 2))
     with pytest.raises(SystemExit, match=r"cases are not exact; the first is llama frozen"):
         run(monkeypatch, "exactness.py", "--cpu")
+
+
+def test_exactness_fails_in_both_dtypes_where_logits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", ["exactness.py", "--cpu"])
+    exactness = __import__("exactness")
+    reference = exactness.reference
+    monkeypatch.setattr(exactness, "reference", lambda *given: [logits + 9 for logits in reference(*given)])
+    with pytest.raises(SystemExit, match=r"6 of 6 cases are not exact; the first is llama frozen"):
+        exactness.main()
 
 
 def test_prompts_are_as_long_as_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
