@@ -141,3 +141,11 @@ def test_the_pretended_card_refuses_what_a_card_refuses() -> None:
         there + here
     with pytest.raises(TypeError, match=r"use Tensor\.cpu\(\) first"):
         there.numpy()
+    there[torch.tensor([0, 2])] = torch.tensor(5.0)
+    assert there.tolist() == [5, 1, 5]
+    with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+        there[torch.tensor([0, 2])] = torch.ones(2)
+    for draw in (lambda **given: there.normal_(**given), lambda **given: torch.rand(3, device="cuda", **given)):
+        draw()
+        with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator but found 'cpu'"):
+            draw(generator=torch.Generator())
