@@ -80,7 +80,7 @@ def layers() -> str:
     """The rows of the import contract, from the bottom, with what each module says that it does."""
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
     contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
-    lines = [[module.strip(" ()") for module in line.split("|")] for line in reversed(contract)]
+    lines = [[module.strip(" ()") for module in re.split("[|:]", line)] for line in reversed(contract)]
     there = [found for line in lines if (found := [module for module in line if module_file(module)])]
     rows = [[str(number), f"`{module}`", summary(module)] for number, line in enumerate(there, 1) for module in line]
     return table(["row", "module", "what it does"], rows)

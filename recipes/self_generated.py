@@ -11,25 +11,32 @@ instruction as its prompt. Run again, it goes on where it stopped. Knows nothing
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import DynamicCache, GenerationConfig
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from gistlm.data.rows import Row, read_rows
 from gistlm.data.sources import normalise
+from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError, InputError
 from gistlm.files import check_target, write_atomically
 from gistlm.gist import DTYPES
+from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad
+from gistlm.gisting.placement import Part, left_positions
 from gistlm.models.catalog import load_checkpoint
+from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.transformers_compat import CACHE
 from gistlm.prompt import PromptTokenizer
 
@@ -70,8 +77,7 @@ def run(options: argparse.Namespace) -> None:
     rows, chunk = resume(options.out, options.first_chunk)
     model = GistModel(load_checkpoint(options.model, dtype=DTYPES.get(options.dtype)), batch_size=CHUNK)
     seen = {normalise(f"{row['instruction']} {row['input']}") for row in rows}
-    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar, options.out.open("a", encoding="utf-8") as file:
+    with progress("rows") as bar, options.out.open("a", encoding="utf-8") as file:
         task = bar.add_task("rows", total=options.rows, completed=len(rows))
         done, barren = len(rows), 0
         while done < options.rows:
@@ -84,6 +90,12 @@ def run(options: argparse.Namespace) -> None:
             if barren == BARREN:
                 raise InputError(f"the last {BARREN} chunks had no new row; give more --tasks or --answer-tokens")
             bar.update(task, completed=done)
+
+
+def progress(what: str) -> Progress:
+    """A bar on stderr that counts."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def resume(path: Path, first_chunk: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -153,27 +165,55 @@ def few_shot_tasks(model: GistModel, tasks: list[Row], draw: random.Random) -> l
 
 def continue_text(model: GistModel, ids: list[int], new_tokens: int) -> list[str]:
     """`CHUNK` sampled continuations of the same token ids, each cut at the token that ends an answer."""
-    reader, prompts = model.checkpoint.reader, model.checkpoint.prompts
-    tokens = torch.tensor([ids], device=model.device)
-    ending = prompts.output_end_ids[0]
-    with torch.inference_mode():
-        cache = DynamicCache()
-        reader.get_decoder()(tokens[:, :-1], **{CACHE: cache}, use_cache=True)
-        cache.batch_repeat_interleave(CHUNK)
+    sampling = Sampling(max_new_tokens=new_tokens, temperature=0.9, top_k=50)
+    return Prefix.encode(model.checkpoint, [ids[:-1]]).generate([ids[-1:]] * CHUNK, sampling)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Texts after one pass of the base: whatever follows them is written from their KV cache."""
+
+    checkpoint: Checkpoint
+    key_values: KeyValues
+    """by layer, [texts, kv_heads, P, head_dim], left-padded"""
+    parts: Tensor
+    """[texts, P] of `Part`"""
+
+    @classmethod
+    @torch.inference_mode()
+    def encode(cls, checkpoint: Checkpoint, texts: Sequence[list[int]]) -> Prefix:
+        """Run texts, as token ids, through the base."""
+        tokens, parts = left_pad(texts, Part.PROMPT, checkpoint.reader.device)
+        places, cache = left_positions(parts, torch.zeros_like(parts[:, 0])), DynamicCache()
+        decoder = checkpoint.reader.get_decoder()
+        decoder(tokens, attention_mask=column_mask(parts), position_ids=places, **{CACHE: cache}, use_cache=True)
+        return cls(checkpoint, key_values_of(cache), parts)
+
+    @torch.inference_mode()
+    def generate(self, rests: Sequence[list[int]], sampling: Sampling, *processors: LogitsProcessor) -> list[str]:
+        """What the base writes after each of ``rests``, token ids that follow the texts: as many of them for each."""
+        each, ending = len(rests) // len(self.parts), self.checkpoint.prompts.output_end_ids[0]
+        tokens, rest_parts = left_pad(rests, Part.REST, self.parts.device)
+        parts = torch.cat([self.parts.repeat_interleave(each, dim=0), rest_parts], dim=1)  # [rests, P + longest rest]
+        cache = [tuple(side.repeat_interleave(each, dim=0) for side in layer) for layer in self.key_values]
+        reader: Any = copy.copy(self.checkpoint.reader)
+        reader.generation_config = GenerationConfig()  # a model's own may hold penalties
         output = reader.generate(
-            tokens.expand(CHUNK, -1),
-            attention_mask=torch.ones_like(tokens).expand(CHUNK, -1),
-            **{CACHE: cache},
+            tokens,
+            attention_mask=(parts != Part.PAD).long(),
+            position_ids=left_positions(parts, torch.zeros_like(parts[:, 0])),
+            **{CACHE: DynamicCache(cache)},
             generation_config=GenerationConfig(
-                max_new_tokens=new_tokens,
+                max_new_tokens=sampling.max_new_tokens,
                 do_sample=True,
-                temperature=0.9,
-                top_k=50,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
                 eos_token_id=ending,
                 pad_token_id=ending,
             ),
+            logits_processor=LogitsProcessorList(processors),
         )
-    return [prompts.decode(row) for row in output[:, len(ids) :].tolist()]
+        return [self.checkpoint.prompts.decode(row) for row in output[:, tokens.shape[1] :].tolist()]
 
 
 def parse() -> argparse.Namespace:

@@ -1,13 +1,14 @@
-"""A card that is none: tensors that say they are on one and compute on the CPU, and refuse what a card refuses.
+"""A GPU that is none: tensors that say they are on one and compute on the CPU, and refuse what a GPU refuses.
 
 Under `pretend_card`, `torch.empty(3, device=CARD)` gives such a tensor. An operator over it and a tensor in the CPU's
-memory raises, as on a card, unless that has no dimensions or is an index; so does reading it by numpy. Kernels, and
-what they round, are the CPU's: only where tensors lie is tested.
+memory raises, as on a GPU, unless that has no dimensions or is an index; so does reading it by numpy, and drawing for
+it from a generator of the CPU. Not checked: dtypes and operators that a GPU lacks, what its kernels round or draw, how
+much memory there is, where the host waits, streams, pinned memory and inference mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
@@ -23,15 +24,15 @@ CARD = torch.device("cuda", 0)
 _READS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::allclose"}
 _COPIES = {"aten::copy_", "aten::_to_copy"}
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-"""A card's tensors take indices that lie in the CPU's memory."""
+"""A GPU's tensors take indices, the second argument, that lie in the CPU's memory; values must be on the GPU."""
 
 
 class OnCard(Tensor):
-    """Values on the CPU, which say that they are on the card."""
+    """Values on the CPU, which say that they are on the GPU."""
 
     values: Tensor
     device = property(lambda _: CARD)  # type: ignore[assignment]
-    """torch itself, which here knows no cards, takes it for a tensor on the CPU."""
+    """torch itself, which here knows no GPUs, takes it for a tensor on the CPU."""
 
     @staticmethod
     def __new__(cls, values: Tensor) -> OnCard:
@@ -49,13 +50,15 @@ class OnCard(Tensor):
         return self.values.tolist()
 
     def numpy(self, **_: Any) -> Any:
-        """As torch's own of a card's tensor."""
+        """As torch's own of a GPU's tensor."""
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name, kwargs or {}
-        given = [args[0]] if name in _INDEXING else [each for each in tree_leaves((args, kwargs)) if is_tensor(each)]
+        leaves = tree_leaves((args[:1], args[2:], kwargs) if name in _INDEXING else (args, kwargs))
+        given = [each for each in leaves if is_tensor(each)]
+        refuse_other_generators(leaves)
         if name not in _COPIES and any(is_elsewhere(each) for each in given):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu")
         made = func(*tree_map(_values, args), **tree_map(_values, kwargs))
@@ -67,7 +70,7 @@ class OnCard(Tensor):
 
 
 class _Device(TorchFunctionMode):
-    """What is made on the card, or moved there."""
+    """What is made on the GPU, or moved there."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,6 +80,7 @@ class _Device(TorchFunctionMode):
         if func is Tensor.cpu or (func is Tensor.to and any(map(_is_cpu, (*args[1:], *kwargs.values())))):
             return func(_values(args[0]), *args[1:], **kwargs)
         if is_card(kwargs.get("device")) and not any(isinstance(each, OnCard) for each in tree_leaves(args)):
+            refuse_other_generators(kwargs.values())
             return to_card(func(*args, **{**kwargs, "device": CPU}))
         return func(*args, **kwargs)
 
@@ -87,12 +91,18 @@ def is_tensor(value: object) -> bool:
 
 
 def is_elsewhere(tensor: Tensor) -> bool:
-    """Whether a card's operator cannot take the tensor."""
+    """Whether a GPU's operator cannot take the tensor."""
     return not isinstance(tensor, OnCard) and tensor.dim() > 0
 
 
+def refuse_other_generators(values: Iterable[object]) -> None:
+    """Raise for a generator among the values: there are none of a pretended GPU."""
+    if any(isinstance(each, torch.Generator) for each in values):
+        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+
+
 def is_card(device: object) -> bool:
-    """Whether a device, or its name, is the card's."""
+    """Whether a device, or its name, is the GPU's."""
     return (isinstance(device, torch.device) and device.type == "cuda") or device in ("cuda", "cuda:0")
 
 
@@ -101,7 +111,7 @@ def _is_cpu(device: object) -> bool:
 
 
 def to_card(tensor: Tensor) -> Tensor:
-    """The same values on the card."""
+    """The same values on the GPU."""
     return tensor if isinstance(tensor, OnCard) else OnCard(tensor)
 
 
@@ -111,7 +121,7 @@ def _values(each: Any) -> Any:
 
 @contextmanager
 def pretend_card() -> Iterator[torch.device]:
-    """Meanwhile there is a card."""
+    """Meanwhile there is a GPU."""
     own_run = Thread.run
 
     def run(thread: Thread) -> None:
@@ -124,7 +134,7 @@ def pretend_card() -> Iterator[torch.device]:
 
 
 def move_module(module: nn.Module) -> None:
-    """Put parameters and buffers on the card: nn.Module's own way swaps memory, which such tensors have not."""
+    """Put parameters and buffers on the GPU: nn.Module's own way swaps memory, which such tensors have not."""
     moved: dict[Tensor, nn.Parameter] = {}  # parameters that are tied stay so
     for part in module.modules():
         for name, parameter in part._parameters.items():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from gistlm.gist import Gist
-from gistlm.store.base import Store
+from gistlm.store.store import Store
 
 GISTS = [make_gist(seed) for seed in range(4)]
 NAMES = ["a", "b", "request-1"]

@@ -111,7 +111,7 @@ def random_requests(model: GistModel, generator: torch.Generator) -> tuple[list[
     for row, prompt in enumerate(prompts):
         text, chance = random_text(generator, draw(1, 30)), draw(1, 10)
         gist = made[ks[draw(0, 2)]][row] if chance > 3 else None
-        requests.append(Request(text, gist=gist, prompt=prompt if chance in (2, 3) else None))
+        requests.append(Request(text, gists=gist, prompt=prompt if chance in (2, 3) else None))
     return requests, prompts
 
 
@@ -164,9 +164,9 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, rec
             torch.testing.assert_close(logits, passes.one_pass(batch, condition, last), atol=1e-4, rtol=0)
     for place, (row, k) in enumerate(zip(rows, ks, strict=True)):
         asked = {
-            Condition.GIST: Request(row.input, gist=model.compress(row.prompt, k=k)),
+            Condition.GIST: Request(row.input, gists=model.compress(row.prompt, k=k)),
             Condition.POSITIVE: Request(row.input, prompt=row.prompt),
-            Condition.NEGATIVE: Request(row.input),
+            Condition.NEGATIVE: Request(row.input, bare_opening=True),
         }
         for condition, request in asked.items():
             states = one_pass.states(request, row.prompt)

@@ -268,9 +268,9 @@ def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> 
             if index > size // 2:
                 prompt = prompts[-1]
             gist = known if not known.nested or chance > 6 else known.shorten(draw(1, known.k))
-            requests.append(Request(text, gist=gist))
+            requests.append(Request(text, gists=gist))
         else:
-            requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text))
+            requests.append(Request(text, prompt=prompt) if chance > 1 else Request(text, bare_opening=True))
         rows.append(as_one_row(model.checkpoint, kind, requests[-1], prompt))
     return requests, rows
 
@@ -278,7 +278,8 @@ def random_requests(model: GistModel, kind: str, generator: torch.Generator) -> 
 def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str) -> OneRow:
     """The request in the design's words: opening from 0, gist after it, prompt before the gist, rest after it.
 
-    GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input alone.
+    GPT-2 numbers prompt, gist and rest from 0. A full prompt is plain text from 0, and so is an input behind the bare
+    opening.
     A gist that keeps its whole prompt is that prompt, and one of kept tokens alone is read where they were.
     """
     ids, rest = checkpoint.prompts.prompt_ids(prompt), checkpoint.prompts.rest_ids(request.input)
@@ -343,7 +344,7 @@ def test_a_score_is_the_one_pass_log_probability_of_each_output_token(kind: str)
     gists = model.compress(prompts, 3)
     scores = model.score(["hello", "hi there"], outputs, gists)
     for text, prompt, gist, output, score in zip(["hello", "hi there"], prompts, gists, outputs, scores, strict=True):
-        row = as_one_row(model.checkpoint, kind, Request(text, gist=gist), prompt)
+        row = as_one_row(model.checkpoint, kind, Request(text, gists=gist), prompt)
         ids = model.checkpoint.prompts.output_ids(output)
         row.rest = row.rest + ids
         logits = one_pass.logits([row], "left")[0][-len(ids) - 1 : -1]
@@ -366,7 +367,7 @@ def test_a_shortened_gist_is_the_gist_of_that_size(kind: str, recipe: str, openi
             assert (cut.k, cut.provenance) == (short.k, short.provenance)
             for one, other in zip((*cut.keys, *cut.values), (*short.keys, *short.values), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-            answers = completions(model, [Request("go on", gist=cut), Request("go on", gist=short)])
+            answers = completions(model, [Request("go on", gists=cut), Request("go on", gists=short)])
             assert answers[0] == answers[1]
 
 
@@ -441,7 +442,7 @@ def test_training_reads_the_gists_that_are_compressed(kind: str) -> None:
 def same_bits(model: GistModel, stock: Any, texts: list[str]) -> bool:
     """Whether requests without a gist get the stock model's logits to the last bit, alone and in a batch."""
     for text in texts:
-        ids = model.checkpoint.visible_opening_ids + model.checkpoint.prompts.rest_ids(text)
+        ids = model.checkpoint.prompts.request_ids(None, text)
         prepared = model._prepare([Request(text)], 0)
         assert prepared.tokens.tolist() == [ids]
         with torch.no_grad():

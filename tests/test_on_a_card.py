@@ -1,4 +1,4 @@
-"""Where tensors lie when the model is on a card: nothing is made on the wrong device (see `pretend_card`)."""
+"""Where tensors lie when the model is on a GPU: nothing is made on the wrong device (see `pretend_card`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def card() -> Iterator[None]:
 
 
 def on_card(kind: str, options: dict[str, Any], probes: int = 0) -> Checkpoint:
-    """A checkpoint whose every tensor is on the card."""
+    """A checkpoint whose every tensor is on the GPU."""
     made = tiny_checkpoint(kind, **options)
     if probes:
         made.probe_embeddings = nn.Parameter(torch.randn(probes, made.gist_embeddings.shape[1]))
@@ -144,3 +144,11 @@ def test_the_pretended_card_refuses_what_a_card_refuses() -> None:
         there + here
     with pytest.raises(TypeError, match=r"use Tensor\.cpu\(\) first"):
         there.numpy()
+    there[torch.tensor([0, 2])] = torch.tensor(5.0)
+    assert there.tolist() == [5, 1, 5]
+    with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+        there[torch.tensor([0, 2])] = torch.ones(2)
+    for draw in (lambda **given: there.normal_(**given), lambda **given: torch.rand(3, device="cuda", **given)):
+        draw()
+        with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator but found 'cpu'"):
+            draw(generator=torch.Generator())

@@ -1,6 +1,6 @@
-"""The card that a script runs on: looked for first, described in the figures; knows no job.
+"""The GPU that a script runs on: looked for first, described in the figures; knows no job.
 
-Every script of this folder begins with `find_card` and ends with `write_figures`. On a machine without a card, `--cpu`
+Every script of this folder begins with `find_card` and ends with `write_figures`. On a machine without a GPU, `--cpu`
 runs the same work at tiny size, as CI does.
 """
 
@@ -21,9 +21,9 @@ import transformers
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-CARD = FOLDER / "card"
-"""What is made beforehand for a card; git ignores it."""
-PARTS = CARD / "parts.json"
+PREPARED = FOLDER / "card"
+"""What is made beforehand for a GPU; git ignores it."""
+PARTS = PREPARED / "parts.json"
 """Names and SHA-256 of the parts to be carried."""
 GIB = 1 << 30
 
@@ -38,15 +38,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def find_card(options: argparse.Namespace, gib: float) -> torch.device:
-    """The card, with at least so many GiB of memory free. Ends the script with a sentence where there is none."""
+    """The GPU, with at least so many GiB of memory free. Ends the script with a sentence where there is none."""
     if options.cpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        sys.exit(f"{name()}: there is no card here that torch can use; run it where there is one, or with --cpu")
+        sys.exit(f"{name()}: there is no GPU here that torch can use; run it where there is one, or with --cpu")
     free, total = torch.cuda.mem_get_info()
     if free < gib * GIB:
         sys.exit(
-            f"{name()}: needs {gib:g} GiB of the card's memory; {free / GIB:.0f} of {total / GIB:.0f} GiB are free on "
+            f"{name()}: needs {gib:g} GiB of the GPU's memory; {free / GIB:.0f} of {total / GIB:.0f} GiB are free on "
             f"{torch.cuda.get_device_name()}"
         )
     return torch.device("cuda")
@@ -81,7 +81,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def write_figures(options: argparse.Namespace, device: torch.device, figures: dict[str, Any]) -> None:
-    """One JSON file: card, versions and date, the options, and what was measured."""
+    """One JSON file: GPU, versions and date, the options, and what was measured."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     if options.json:
         record = {**facts(device), "settings": settings, **figures}
@@ -90,13 +90,13 @@ def write_figures(options: argparse.Namespace, device: torch.device, figures: di
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what the card still has to do."""
+    """Wait for what the GPU still has to do."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(device: torch.device, call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of one call: by the wall, of the processor, and of the card (the wall's where there is no card)."""
+    """Seconds of one call: by the wall, of the processor, and of the GPU (the wall's where there is none)."""
     synchronise(device)
     wall, cpu = time.perf_counter(), time.process_time()
     if device.type == "cuda":
@@ -113,7 +113,7 @@ def timed(device: torch.device, call: Callable[[], object]) -> dict[str, float]:
 
 
 def peak_bytes(device: torch.device, call: Callable[[], object]) -> int | None:
-    """Most memory of the card that a call takes above what was taken before; None on a CPU."""
+    """Most memory of the GPU that a call takes above what was taken before; None on a CPU."""
     if device.type != "cuda":
         call()
         return None

@@ -1,4 +1,4 @@
-"""Exactness on a card: the exactness tests' random batches, against one pass under the mask on the CPU in float32.
+"""Exactness on a GPU: the exactness tests' random batches, against one pass under the mask on the CPU in float32.
 
     python benchmarks/gpu/exactness.py --json exactness.json          about 3 minutes; needs the repository alone
 
@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
 OUTPUT = "an answer"
 SAMPLING = Sampling(max_new_tokens=8)
 TOLERANCE = 1e-3
-"""Of float32 logits: a card sums in another order."""
+"""Of float32 logits: a GPU sums in another order."""
 ROUNDED = 0.25
 """Most that bfloat16 logits may be away from those of the CPU, in standard deviations, on average over a case."""
 CASES = [
@@ -106,7 +105,9 @@ def on_card(host: GistModel, kind: str, dtype: torch.dtype, device: torch.device
     """The same checkpoint, written and loaded again on a device and in a dtype, as a user's is."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        host.checkpoint.config = replace(host.checkpoint.config, base=str(save_tiny(folder / "base", kind)))
+        config = host.checkpoint.config
+        base = config.bases[0].replace(base=str(save_tiny(folder / "base", kind)))
+        host.checkpoint.config = config.replace(bases=[base])
         host.checkpoint.save_pretrained(folder / "checkpoint")
         model = GistModel(load_checkpoint(str(folder / "checkpoint"), None, str(device), dtype), batch_size=16)
         model.checkpoint.prompts.decode = host.checkpoint.prompts.decode  # numbers: equal texts are equal tokens
@@ -150,7 +151,7 @@ def other_answers(model: GistModel, again: GistModel, requests: list[Request]) -
 
 
 def peak_of_compression(device: torch.device, options: Any) -> int | None:
-    """Bytes that compressing 64 prompts of 2,000 tokens takes on the card, a tiny Llama in bfloat16."""
+    """Bytes that compressing 64 prompts of 2,000 tokens takes on the GPU, a tiny Llama in bfloat16."""
     rows, tokens = (2, 100) if options.cpu else (64, 2000)
     host, _ = decoders.loaded("llama", "frozen", True, decoders.KEPT)
     with tempfile.TemporaryDirectory() as name:

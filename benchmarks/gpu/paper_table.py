@@ -1,9 +1,9 @@
-"""The paper's table of costs at the paper's size: LLaMA-7B and FLAN-T5-XXL, with random weights made on the card.
+"""The paper's table of costs at the paper's size: LLaMA-7B and FLAN-T5-XXL, with random weights made on the GPU.
 
     python benchmarks/gpu/paper_table.py --json paper_table.json          about 5 minutes; needs the repository alone
 
 A gist against no cache and, where there is such a thing, against the full prompt's cache (Mu et al. 2023): FLOPs, time
-of the card, time of the processor and bytes. Times do not depend on what weights are. Prompts are as long as the
+of the GPU, time of the processor and bytes. Times do not depend on what weights are. Prompts are as long as the
 paper's 252, 69 tokens on average, from 9 to 460; and of 512 and 2,000 tokens. One forward pass over the input, and
 whole answers of 64 tokens; batches of 1 and 16; k of 1, 4 and 16. Conditions take turns, after a first round that is
 not counted; figures are medians of ratios within a round. An encoder reads prompt and input together, so a full
@@ -172,7 +172,7 @@ class FlanT5(Llama):
 
 
 def on_device(kind: Any, config: Any, device: torch.device, tiny: bool) -> Any:
-    """A random model made on the card, in bfloat16; in float32 at tiny size."""
+    """A random model made on the GPU, in bfloat16; in float32 at tiny size."""
     with torch.device(device):
         return kind.from_config(config, dtype=torch.float32 if tiny else torch.bfloat16).eval()
 
@@ -254,7 +254,7 @@ def measure(model: Llama, cell: Cell) -> dict[str, Any]:
 def main() -> None:
     """Both models, one after the other: together they need not fit."""
     options = arguments()
-    device = find_card(options, gib=30)
+    device = find_card(options, gib=55)
     torch.manual_seed(options.seed)
     rows = []
     for kind in (Llama, FlanT5):
@@ -271,7 +271,7 @@ def main() -> None:
 def show(rows: list[dict[str, Any]]) -> None:
     """A gist of one token against the other conditions, less than 0 is less."""
     console, table = Console(width=140), Table(box=box.MARKDOWN)
-    for name in ("model", "prompt tokens", "batch", "new tokens", "FLOPs", "card", "processor", "card, to the cache"):
+    for name in ("model", "prompt tokens", "batch", "new tokens", "FLOPs", "GPU", "processor", "GPU, to the cache"):
         table.add_column(name, no_wrap=True)
     for row in rows:
         flops, none = row["flops"], row["ratios"]["gist, k=1 / no cache"]

@@ -1,10 +1,10 @@
-"""What a server would see: tokens a second and time to first token of GistModel on a card.
+"""What a server would see: tokens a second and time to first token of GistModel on a GPU.
 
     python benchmarks/gpu/serve.py --json serve.json          about 2 minutes; needs the repository alone
 
 The gist (k of 16) against the full prompt encoded with every request, and against the full prompt's KV cache; from
 text to text, greedily; batches of 1 to 64 on prompts of 512 tokens, and of 1 to 16 on prompts of 2,000; inputs of 64,
-answers of 32. The model has the shape of SmolLM2-1.7B and random weights, made on the card: times do not depend on what
+answers of 32. The model has the shape of SmolLM2-1.7B and random weights, made on the GPU: times do not depend on what
 they are. Conditions take turns, after a first round that is not counted.
 """
 

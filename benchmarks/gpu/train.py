@@ -1,11 +1,11 @@
-"""Trains the shipped checkpoint further on a card, as `train.yaml` says, for as many minutes as there are.
+"""Trains the shipped checkpoint further on a GPU, as `train.yaml` says, for as many minutes as there are.
 
     python benchmarks/gpu/train.py --minutes 8 --calls 2 --json train.json
         all the minutes; needs the parts that `prepare.py` made, carried to --work before
 
 The first call tries a few steps and plans as many as fit into the minutes of all calls, over which the learning rates
 fall to zero; the next ones go on with the run in --work. At its end every call writes the checkpoint to --out; on
-another card, `--start` goes on from it, with new moments of Adam and a new plan.
+another GPU, `--start` goes on from it, with new moments of Adam and a new plan.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -35,7 +36,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from tiny import save_tiny
 
-from gistlm.errors import GistlmError
+from gistlm.errors import GistlmError, InputError
+from gistlm.files import check_target, read_json, write_atomically
+from gistlm.models.catalog import find_checkpoint
+from gistlm.models.config import CONFIG
 from gistlm.training.config import TrainConfig, read_config
 from gistlm.training.loop import train
 from gistlm.training.start import create_checkpoint
@@ -43,24 +47,28 @@ from gistlm.training.tokenized import Texts, Tokenized
 
 TRIED, WARMING = 40, 5
 """Steps that a plan is made from, and those of them that are not timed."""
-PLANNED = 0.95
-"""Of the time that is left: the run is to end before its time is up."""
+PLANNED = 0.85
+"""Of the time that is left; the rest is for validations and for later calls' loading."""
 RESERVE = 40
 """Seconds of a call for the last validation and for writing."""
 
 
 def main() -> None:
     """The script, with mistakes as sentences."""
+    options = arguments()
     try:
-        run(arguments())
+        run(options)
     except GistlmError as error:
         sys.exit(f"train.py: {error}")
+    except torch.OutOfMemoryError:
+        sys.exit("train.py: the GPU's memory is too small for a step; give fewer rows of a step with --batch")
 
 
 def run(options: Any) -> None:
     """Unpack, plan, train, show."""
     began = time.monotonic()
-    device = find_card(options, gib=40)
+    device = find_card(options, gib=60)
+    check(options)
     if options.cpu:
         options.minutes, options.reserve, options.work = 0.1, 0, Path(tempfile.mkdtemp())
         config, tokens = tiny_run(options.work)
@@ -91,11 +99,20 @@ def arguments() -> Any:
     return made.parse_args()
 
 
+def check(options: Any) -> None:
+    """Raise `GistlmError` for what would fail after minutes."""
+    if options.batch is not None and options.batch < 1:
+        raise InputError(f"--batch must be 1 or more, got {options.batch}")
+    if find_checkpoint(options.start) is None:  # a hub's, which cannot be reached
+        raise InputError(f"--start: there is no folder {options.start}; carry it, or name a shipped checkpoint")
+    check_target(options.out / CONFIG)
+
+
 def unpack(work: Path) -> None:
     """Rows and wheels out of the parts, once. Ends the script with a sentence where a part is missing or damaged."""
     need_files([PARTS], "carry it, as benchmarks/gpu/README.md says; prepare.py makes it")
-    sums = json.loads(PARTS.read_text())
-    if not (work / "unpacked").exists():
+    sums, done = read_sums(), work / "unpacked"
+    if not done.exists() or done.read_bytes() != PARTS.read_bytes():
         need_files(
             [work / name for name in sums], "carry each part and copy it there, as benchmarks/gpu/README.md says"
         )
@@ -105,30 +122,58 @@ def unpack(work: Path) -> None:
                 sys.exit(f"train.py: {work / name} is not what prepare.py made; carry it again")
         with tarfile.open(fileobj=io.BytesIO(b"".join(parts))) as tar:
             tar.extractall(work, filter="data")
-        wheels = sorted(map(str, work.glob("*.whl")))
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+            wheels = [str(work / name) for name in tar.getnames() if name.endswith(".whl")]
         if wheels:
-            subprocess.run([*install, "--target", str(work / "site"), *wheels], check=True)
-        (work / "unpacked").touch()
+            install(wheels, work / "site")
+        done.write_bytes(PARTS.read_bytes())
     sys.path.insert(0, str(work / "site"))
+
+
+def read_sums() -> dict[str, str]:
+    """The parts' SHA-256 by name."""
+    try:
+        return {str(name): str(digest) for name, digest in read_json(PARTS).items()}
+    except (OSError, ValueError):
+        sys.exit(f"train.py: {PARTS} is damaged; carry it again")
+
+
+def install(wheels: list[str], site: Path) -> None:
+    """Put packages into a folder, without a network."""
+    offline = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
+    if subprocess.run([*offline, "--target", str(site), *wheels]).returncode:
+        sys.exit(f"train.py: pip cannot install {', '.join(Path(wheel).name for wheel in wheels)}, as said above")
 
 
 def planned(config: TrainConfig, tokens: Tokenized, options: Any, began: float) -> tuple[TrainConfig, dict[str, Any]]:
     """The recipe with its number of steps: of the plan in --work, or of one from the time that some steps take."""
     path = options.work / "plan.json"
-    if path.exists():
-        plan: dict[str, Any] = json.loads(path.read_text())
-    else:
-        clock = Clock(math.inf)
-        tried = config.replace(output=str(options.work / "tried"), steps=TRIED, save_every=TRIED)
-        train(tried, [clock], tokens._replace(validation=tokens.validation.of([])))
-        examples = tokens.training.examples
-        tokens_per_step = config.batch_size * sum(example.tokens for example in examples) / len(examples)
-        seconds = tokens_per_step / clock.tokens_per_second(WARMING)
-        left = options.calls * (60 * options.minutes - options.reserve) - (time.monotonic() - began)
-        plan = {"steps": max(TRIED, int(PLANNED * left / seconds)), "seconds_per_step": seconds}
-        path.write_text(json.dumps(plan))
+    given = {"batch": config.batch_size, "minutes": options.minutes, "calls": options.calls}
+    plan: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if any(plan.get(name) != value for name, value in given.items()):
+        if plan and any((options.work / "run" / "run").glob("checkpoint-*")):
+            was = " ".join(f"--{name} {plan.get(name)}" for name in given)
+            raise InputError(
+                f"the run in {options.work} was planned with {was}; give the same, or for a new plan move "
+                f"{options.work / 'run'} elsewhere and name it with --start"
+            )
+        plan = {**given, **measure_steps(config, tokens, options, began)}
+        write_atomically(path, (json.dumps(plan) + "\n").encode())
     return config.replace(steps=plan["steps"]), plan
+
+
+def measure_steps(config: TrainConfig, tokens: Tokenized, options: Any, began: float) -> dict[str, Any]:
+    """How many steps fit into all calls, by the time that some take."""
+    clock, tried = Clock(math.inf), options.work / "tried"
+    shutil.rmtree(tried, ignore_errors=True)  # of a call that was cut off: it would go on with that
+    trial = config.replace(output=str(tried), steps=TRIED, save_every=TRIED)
+    train(trial, [clock], tokens._replace(validation=tokens.validation.of([])))
+    examples = tokens.training.examples
+    tokens_per_step = config.batch_size * sum(example.tokens for example in examples) / len(examples)
+    speed = clock.tokens_per_second(WARMING)
+    assert speed is not None
+    seconds = tokens_per_step / speed
+    left = options.calls * (60 * options.minutes - options.reserve) - (time.monotonic() - began)
+    return {"steps": max(TRIED, int(PLANNED * left / seconds)), "seconds_per_step": seconds}
 
 
 class Clock(TrainerCallback):
@@ -150,10 +195,10 @@ class Clock(TrainerCallback):
         if now >= self.end:
             control.should_save = control.should_training_stop = True
 
-    def tokens_per_second(self, skipped: int = 0) -> float:
-        """Over all steps but the first ones."""
+    def tokens_per_second(self, skipped: int = 0) -> float | None:
+        """Over all steps but the first ones; None where there are no more."""
         if len(self.seen) <= skipped + 1:
-            return math.nan
+            return None
         (begin, before), (end, after) = self.seen[skipped], self.seen[-1]
         return (after - before) / (end - begin)
 
@@ -187,7 +232,7 @@ def copy_checkpoint(folder: Path, out: Path) -> None:
 
 
 def tiny_run(work: Path) -> tuple[TrainConfig, Tokenized]:
-    """A run that a CPU ends in seconds, on rows from disk as on a card."""
+    """A run that a CPU ends in seconds, on rows from disk as on a GPU."""
     rows = work / "rows.jsonl"
     texts = [f"Write about the number {number} as often as you can" for number in range(24)]
     rows.write_text(
@@ -219,7 +264,7 @@ def show(figures: dict[str, Any]) -> None:
     table.add_row(
         f"{figures['steps']:,} of {figures['plan']['steps']:,}",
         f"{figures['tokens']:,}",
-        f"{figures['tokens_per_second']:,.0f}",
+        f"{figures['tokens_per_second']:,.0f}" if figures["tokens_per_second"] else "",
         f"{figures['seconds_per_step']:.3f}" if figures["seconds_per_step"] else "",
         " ".join(f"{loss:.3f}" for loss in figures["loss_first_and_last"]),
         ", ".join(closed),

@@ -24,7 +24,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistlm.errors import InputError
-from gistlm.files import sha256
 from gistlm.gist import Gist
 from gistlm.gist_file import GistInfo
 from gistlm.gisting.encoder_attention import encode
@@ -36,6 +35,7 @@ from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.config import Recipe
 from gistlm.models.embeddings import anchor_ids
 from gistlm.models.transformers_compat import CACHE
+from gistlm.prompt import hash_ids
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _gists(
             model=checkpoint.fingerprint,
             adapter=checkpoint.adapter_fingerprint,
             base=checkpoint.config.name,
-            prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in prompt)),
+            prompt_sha256=hash_ids(prompt),
             prompt_tokens=len(prompt),
             start=start,
             kept=kept,

@@ -28,18 +28,25 @@ Number = Annotated[float, BeforeValidator(_parse_number), Field(ge=0, allow_inf_
 """Finite, and 0 or more."""
 
 
-class Options(BaseModel):
+if TYPE_CHECKING:
+    _Model = BaseModel
+else:  # type checkers would lose sight of the fields
+
+    class _InOneSentence(type(BaseModel)):
+        def __call__(cls, *args: Any, **values: Any) -> Any:
+            try:
+                return super().__call__(*args, **values)
+            except ValidationError as error:
+                raise InputError(cls._sentence(error)) from None
+
+    class _Model(BaseModel, metaclass=_InOneSentence):
+        pass
+
+
+class Options(_Model):
     """Base of a set of options, checked when it is made. Raises `InputError` in one sentence."""
 
     model_config = ConfigDict(frozen=True, strict=True)
-
-    if not TYPE_CHECKING:  # or type checkers would not know the fields
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise InputError(self._sentence(error)) from None
 
     @classmethod
     def parse(cls, values: object, name: str = "") -> Self:

@@ -175,7 +175,7 @@ class PromptTokenizer:
 
     def prompt_sha256(self, prompt: str) -> str:
         """The hash of `prompt_ids`, as the prompt's gists hold it."""
-        return sha256(*(index.to_bytes(4, "little") for index in self.prompt_ids(prompt)))
+        return hash_ids(self.prompt_ids(prompt))
 
     def rest_ids(self, request: Input) -> list[int]:
         """All that follows the gist, up to where the answer begins. Raises `InputError` as `messages.turns` does."""
@@ -323,3 +323,8 @@ def _one_of(tokens: Iterable[str]) -> re.Pattern[str]:
 def _first_special(tokenizer: Any, text: str) -> str | None:
     found = [(text.find(token.content), token.content) for token in tokenizer.added_tokens_decoder.values()]
     return min(((at, token) for at, token in found if at >= 0), default=(0, None))[1]
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """The hash of a prompt's token ids, by which gists of one prompt are told from those of others."""
+    return sha256(*(index.to_bytes(4, "little") for index in ids))

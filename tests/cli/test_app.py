@@ -121,7 +121,7 @@ def test_output_that_the_terminal_cannot_show_does_not_stop_an_answer(process: P
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pipe that can be closed at the other end")
 def test_a_reader_that_goes_away_ends_the_command_silently(gist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]))
     command = f"{sys.executable} -m gistlm chat --gist {gist}; echo $? >&2"
     script = f"(while true; do echo hello; done) 2>/dev/null | ({command}) | head -1"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120)

@@ -19,7 +19,7 @@ def test_a_word_of_a_dash_and_a_digit_or_with_white_space_is_the_input(fake: Run
 
 def test_an_options_value_stays_its_value(fake: Run) -> None:
     said = fake("generate", "-t", "-1", "Hi").stderr
-    assert "temperature must be a number from 0 to 100, got -1.0" in said
+    assert "temperature must be greater than or equal to 0, got -1.0" in said
     assert fake("generate", "--stop", "- x", "--stop=-7 z", "Hi").stdout == "answer 1 over no prompt: Hi\n"
     assert fake("generate", "--stop", "1 over", "Hi").stdout == "answer \n"
 

@@ -9,6 +9,7 @@ from cli.running import Run, Terminal
 from fake_engine import FakeEngine
 
 from gistlm.cli.chat import Conversation
+from gistlm.engines.base import Request
 from gistlm.engines.sampling import Sampling
 from gistlm.gist import Gist
 
@@ -48,9 +49,9 @@ class InterruptedEngine(FakeEngine):
     asked = 0
     stopped = False
 
-    def stream(self, *args: Any, **options: Any) -> Iterator[str]:
+    def stream_request(self, request: Request) -> Iterator[str]:
         self.asked += 1
-        pieces = super().stream(*args, **options)
+        pieces = super().stream_request(request)
         return self._interrupted(pieces) if self.asked == 1 else pieces
 
     def _interrupted(self, pieces: Iterator[str]) -> Iterator[str]:

@@ -121,7 +121,7 @@ def test_more_gist_tokens_than_a_checkpoint_has_are_one_sentence(real: Run, chec
 def test_it_says_when_a_short_prompt_is_kept_alone(real: Run, checkpoint: Path, tmp_path: Path) -> None:
     keeping = shutil.copytree(checkpoint, tmp_path / "keeping")
     record = json.loads((keeping / "gistlm.json").read_text())
-    (keeping / "gistlm.json").write_text(json.dumps({**record, "kept": 60}))
+    (keeping / "gistlm.json").write_text(json.dumps({**record, "kept": 60, "k": None}))
     (tmp_path / "short.txt").write_text("Be kind.")
     printed = real("compress", tmp_path / "short.txt", "-o", "short.gist", "-k", "30", "--model", keeping)
     assert printed.exit_code == 0, printed.output

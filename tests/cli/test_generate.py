@@ -66,8 +66,8 @@ def test_json_tells_what_the_answer_took(fake: Run, gist: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("given", "condition"), [(["-p", "prompt.txt"], "positive"), ([], "negative")])
-def test_json_names_the_control(fake: Run, prompt: Path, given: list[str], condition: str) -> None:
+@pytest.mark.parametrize(("given", "condition"), [(["-p", "prompt.txt"], "full prompt"), ([], "none")])
+def test_json_says_what_stood_before_the_input(fake: Run, prompt: Path, given: list[str], condition: str) -> None:
     report = json.loads(fake("generate", *given, "--json", "Hi").stdout)
     assert (report["condition"], report["gist"]) == (condition, None)
 
@@ -102,7 +102,7 @@ def test_compare_as_json_has_one_entry_for_each_side(fake: Run, gist: Path, prom
     report = json.loads(fake("generate", "-g", gist, "-p", prompt, "--compare", "--json", "Why?").stdout)
     assert {name: (side["condition"], side["prompt_tokens"], side["kv_nbytes"]) for name, side in report.items()} == {
         "gist": ("gist", 4, 256),
-        "full": ("positive", 16, 1024),
+        "full": ("full prompt", 16, 1024),
     }
     assert all(side["first_token_seconds"] >= 0 and side["seconds"] >= 0 for side in report.values())
 
@@ -142,12 +142,12 @@ def test_options_that_contradict_each_other_are_wrong_usage(fake: Run, gist: Pat
         (["--gist", "missing.gist", "Hi"], "there is no gist at missing.gist"),
         (["--gist", "prompt.txt", "Hi"], "prompt.txt is not a gist"),
         (["--prompt-file", "missing.txt", "Hi"], "there is no file missing.txt"),
-        (["-n", "0", "Hi"], "max_new_tokens must be a whole number of 1 or more, got 0"),
-        (["-t", "-1", "Hi"], "temperature must be a number from 0 to 100, got -1.0"),
-        (["--top-p", "0", "Hi"], "top_p must be a number above 0"),
-        (["--top-k", "-1", "Hi"], "top_k must be a whole number of 0 or more"),
-        (["--stop", "", "Hi"], "stop must be a non-empty string"),
-        (["--seed", "-1", "Hi"], "seed must be a whole number"),
+        (["-n", "0", "Hi"], "max_new_tokens must be greater than 0, got 0"),
+        (["-t", "-1", "Hi"], "temperature must be greater than or equal to 0, got -1.0"),
+        (["--top-p", "0", "Hi"], "top_p must be greater than 0, got 0.0"),
+        (["--top-k", "-1", "Hi"], "top_k must be greater than or equal to 0, got -1"),
+        (["--stop", "", "Hi"], "a stop string must be a text that is not empty"),
+        (["--seed", "-1", "Hi"], "seed must be greater than or equal to 0"),
         (["--gist", "prompt.gist", "--model", "other", "Hi"], "not for other"),
         (["--gist", "prompt.gist", "--dtype", "bfloat16", "Hi"], "this gist is float32, the model is"),
         (["-n", "5000", "Hi"], "this model has room for 4,096"),

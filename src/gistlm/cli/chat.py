@@ -10,21 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gistlm.cli.options import (
-    DEFAULT_MODEL,
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    EngineOptions,
-    MaxNewTokensOption,
-    ModelOption,
-    SeedOption,
-    StopOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-)
+from gistlm.cli import options as opt
 from gistlm.cli.outcome import say
 from gistlm.cli.text import check_unicode, read_line
 from gistlm.errors import InputError
@@ -40,18 +26,10 @@ HELP = "/new starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
 def chat(
     gist: Annotated[Path, typer.Option("--gist", "-g", help="The gist that stands before the conversation.")],
-    max_new_tokens: MaxNewTokensOption = 512,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    stop: StopOption = None,
-    seed: SeedOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    base: BaseOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = "transformers",
-) -> None:
+    max_new_tokens: opt.MaxNewTokens = 512, temperature: opt.Temperature = 0.0, top_p: opt.TopP = 1.0,
+    top_k: opt.TopK = 0, stop: opt.Stop = None, seed: opt.Seed = None, model: opt.Model = opt.DEFAULT_MODEL,
+    base: opt.Base = None, device: opt.Device = None, dtype: opt.Dtype = None, engine: opt.Engine = "transformers",
+) -> None:  # fmt: skip
     """Talk to a model over a gist, one line a turn.
 
     /exit or Ctrl-D ends, /new starts over, Ctrl-C stops the current answer. When stdin is a pipe, every line
@@ -73,7 +51,7 @@ def chat(
         seed=seed,
     )
     file = GistFile.load(gist)
-    options = EngineOptions(engine, model, base, device, dtype)
+    options = opt.EngineOptions(engine, model, base, device, dtype)
     options.preflight(file)
     loaded = options.load(file)
     from gistlm.gist import Gist

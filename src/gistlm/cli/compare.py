@@ -21,7 +21,7 @@ def answer(engine: Engine, request: Request) -> dict[str, Any]:
     completion = engine.complete([request])[0]
     seconds = time.perf_counter() - begin
     gist = request.gist.id if request.gist is not None else None
-    condition = "gist" if gist else "positive" if request.prompt else "negative"
+    condition = "gist" if gist else "full prompt" if request.prompt else "none"
     return {"condition": condition, "gist": gist, **asdict(completion), "seconds": round(seconds, 4)}
 
 
@@ -29,11 +29,11 @@ def compare_answers(engine: Engine, request: Request, prompt: str) -> dict[str, 
     """Both answers as plain values; ``request`` is the gist's. Raises `GistMismatchError` for another prompt."""
     gist = request.gist
     assert gist is not None
-    check_made_of(engine, gist, prompt)
     full = Request(request.input, prompt=prompt, sampling=request.sampling)
     one = request.sampling.replace(max_new_tokens=1)
     for warm_up in (request, full):
         engine.complete([replace(warm_up, sampling=one)])
+    check_made_of(engine, gist, prompt)
     info = gist.info()
     sizes = {"gist": (info["k"], info["nbytes"]), "full": (info["prompt_tokens"], info["prompt_nbytes"])}
     report = {}

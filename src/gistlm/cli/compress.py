@@ -8,16 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gistlm.cli.options import (
-    DEFAULT_MODEL,
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    EngineOptions,
-    JsonOption,
-    ModelOption,
-)
+from gistlm.cli import options as opt
 from gistlm.cli.show import byte_count, duration, print_json, print_table
 from gistlm.cli.text import STDIN, read_prompt
 from gistlm.errors import InputError
@@ -28,13 +19,9 @@ def compress(
     prompt: Annotated[str, typer.Argument(help="Text file with the prompt, UTF-8; - reads stdin.", metavar="PROMPT")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the gist, usually NAME.gist.")],
     k: Annotated[int, typer.Option("-k", help="Gist tokens, from 1 to the checkpoint's most.")] = 4,
-    model: ModelOption = DEFAULT_MODEL,
-    base: BaseOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    as_json: JsonOption = False,
-    engine: EngineOption = "transformers",
-) -> None:
+    model: opt.Model = opt.DEFAULT_MODEL, base: opt.Base = None, device: opt.Device = None, dtype: opt.Dtype = None,
+    as_json: opt.Json = False, engine: opt.Engine = "transformers",
+) -> None:  # fmt: skip
     """Compress a prompt into k gist tokens and save them.
 
     One pass of the model over the prompt; use the file in the prompt's place from then on. An existing OUTPUT is
@@ -49,7 +36,7 @@ def compress(
         raise InputError(f"-k is the number of gist tokens, 1 or more; got {k}")
     text = read_prompt(prompt)
     check_target(output, None if prompt == STDIN else prompt)
-    options = EngineOptions(engine, model, base, device, dtype)
+    options = opt.EngineOptions(engine, model, base, device, dtype)
     if known := options.preflight():
         known.check_prompt(text, k)
     loaded = options.load()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from gistlm.cli.options import DEFAULT_MODEL, BaseOption, DeviceOption, DtypeOption, EngineOption, EngineOptions
+from gistlm.cli import options as opt
 from gistlm.cli.outcome import say
 from gistlm.cli.results import print_results
 from gistlm.cli.show import duration
@@ -46,7 +46,7 @@ def eval(
             envvar="GISTLM_MODEL",
             help="Checkpoint: a name from `gistlm models`, a folder, or a hub id.",
         ),
-    ] = DEFAULT_MODEL,
+    ] = opt.DEFAULT_MODEL,
     k: Annotated[str, typer.Option("--k", "-k", help="Numbers of gist tokens, with commas.")] = "1,2,4,8,16",
     json: Annotated[Path | None, typer.Option("--json", help="Write the results here, whole or not at all.")] = None,
     limit: Annotated[
@@ -83,11 +83,8 @@ def eval(
     judge_key_env: Annotated[
         str | None, typer.Option("--judge-key-env", help="Environment variable with the endpoint's key, if it has one.")
     ] = None,
-    base: BaseOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = "transformers",
-) -> None:
+    base: opt.Base = None, device: opt.Device = None, dtype: opt.Dtype = None, engine: opt.Engine = "transformers",
+) -> None:  # fmt: skip
     """Measure how much of their prompts gists keep, beside both controls and baselines of equal bytes.
 
     Every row is answered under the full prompt, no prompt, a gist and each baseline at every k: likelihood of the
@@ -102,7 +99,7 @@ def eval(
     """
     _check_usage(data, json, judge, judge_model, generate)
     ks = _numbers(k)
-    options = EngineOptions(engine, model, base, device, dtype)
+    options = opt.EngineOptions(engine, model, base, device, dtype)
     if known := options.preflight():
         known.placement.check_k(max(ks))
     if data is not None:

@@ -9,22 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gistlm.cli.options import (
-    DEFAULT_MODEL,
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    EngineOptions,
-    JsonOption,
-    MaxNewTokensOption,
-    ModelOption,
-    SeedOption,
-    StopOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-)
+from gistlm.cli import options as opt
 from gistlm.cli.show import print_json
 from gistlm.cli.text import STDIN, read_input, read_prompt
 
@@ -45,23 +30,16 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Answer over the gist and over --prompt-file, side by side, timed.")
     ] = False,
-    max_new_tokens: MaxNewTokensOption = 128,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    stop: StopOption = None,
-    seed: SeedOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    base: BaseOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    as_json: JsonOption = False,
-    engine: EngineOption = "transformers",
-) -> None:
+    max_new_tokens: opt.MaxNewTokens = 128, temperature: opt.Temperature = 0.0, top_p: opt.TopP = 1.0,
+    top_k: opt.TopK = 0, stop: opt.Stop = None, seed: opt.Seed = None, model: opt.Model = opt.DEFAULT_MODEL,
+    base: opt.Base = None, device: opt.Device = None, dtype: opt.Dtype = None, as_json: opt.Json = False,
+    engine: opt.Engine = "transformers",
+) -> None:  # fmt: skip
     """Answer an input, with a gist in place of the prompt, and write the answer to stdout as it is made.
 
-    Without --gist, the text of --prompt-file is an ordinary prompt. With neither, there is no prompt. An input that
-    begins with a dash is taken as one if a digit follows or it has white space in it; put any other after --.
+    Without --gist, the text of --prompt-file is an ordinary prompt. With neither, there is only what the chat template
+    says of itself. An input that begins with a dash is taken as one if a digit follows or it has white space in it; put
+    any other after --.
 
     \b
     Example:
@@ -86,7 +64,7 @@ def generate(
     file = GistFile.load(gist) if gist is not None else None
     prompt = read_prompt(prompt_file) if prompt_file is not None else None
     question = read_input(text)
-    options = EngineOptions(engine, model, base, device, dtype)
+    options = opt.EngineOptions(engine, model, base, device, dtype)
     if known := options.preflight(file):
         known.check_request(question, prompt, file, max_new_tokens)
     loaded = options.load(file)

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from gistlm.cli.options import JsonOption
+from gistlm.cli import options as opt
 from gistlm.cli.show import byte_count, print_json, print_table
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="The gist file.", metavar="GIST")],
-    as_json: JsonOption = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show what a gist file holds and who may read it, after checking that it is whole.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gistlm.cli.options import JsonOption
+from gistlm.cli import options as opt
 from gistlm.cli.show import byte_count, print_json, print_table
 
 
-def models(as_json: JsonOption = False) -> None:
+def models(as_json: opt.Json = False) -> None:
     """List the checkpoints that come with gistlm; each name can be given as --model.
 
     "base here" says whether the model underneath is on this machine already or would be downloaded. "date in the

@@ -11,46 +11,46 @@ from gistlm.errors import InputError
 
 if TYPE_CHECKING:
     from gistlm.cli.preflight import Preflight
-    from gistlm.engines.base import Engine
+    from gistlm.engines.base import Engine as LoadedEngine
     from gistlm.gist_file import GistFile
 
 DEFAULT_MODEL = "smollm2-135m"
 READS_CHECKPOINTS = ("transformers",)
 """Engines that run a checkpoint of `gistlm models`."""
 
-ModelOption = Annotated[
+Model = Annotated[
     str,
     typer.Option(
         "--model", "-m", envvar="GISTLM_MODEL", help="Checkpoint: a name from `gistlm models`, a folder, or a hub id."
     ),
 ]
-BaseOption = Annotated[
+Base = Annotated[
     str | None,
     typer.Option("--base", help="Base model (folder or hub id) in place of the one that the checkpoint names."),
 ]
-DeviceOption = Annotated[
+Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; the first accelerator by default.")
 ]
-DtypeOption = Annotated[
+Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="float32, bfloat16 or float16; by default that of a given gist, or else the model's."),
 ]
-EngineOption = Annotated[str, typer.Option("--engine", envvar="GISTLM_ENGINE", hidden=True)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Engine = Annotated[str, typer.Option("--engine", envvar="GISTLM_ENGINE", hidden=True)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
-MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
-TemperatureOption = Annotated[
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
+Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0, or below 1e-5, takes the likeliest token; higher is more varied."),
 ]
-TopPOption = Annotated[
+TopP = Annotated[
     float, typer.Option("--top-p", help="Sample from the likeliest tokens that together have this probability.")
 ]
-TopKOption = Annotated[int, typer.Option("--top-k", help="Sample from this many likeliest tokens; 0 is all.")]
-StopOption = Annotated[
+TopK = Annotated[int, typer.Option("--top-k", help="Sample from this many likeliest tokens; 0 is all.")]
+Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="String at which the answer ends; may be given several times.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class EngineOptions:
             check_dtype(gist.dtype, self.dtype)
         return known
 
-    def load(self, gist: GistFile | None = None) -> Engine:
+    def load(self, gist: GistFile | None = None) -> LoadedEngine:
         """The engine; without a dtype of its own, in the dtype of the gist that it is to read."""
         from gistlm.cli.imports import without_unneeded
         from gistlm.engines.base import load_engine

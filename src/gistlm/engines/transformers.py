@@ -29,7 +29,7 @@ from gistlm.gist import DTYPES, Gist
 from gistlm.messages import Input
 from gistlm.models.catalog import load_checkpoint
 from gistlm.models.checkpoint import Checkpoint
-from gistlm.store.base import request_name
+from gistlm.store.store import request_name
 
 T = TypeVar("T")
 

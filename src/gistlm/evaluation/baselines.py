@@ -38,6 +38,7 @@ from gistlm.models.checkpoint import Checkpoint, check_kept
 from gistlm.models.config import Recipe
 from gistlm.models.embeddings import initial_embeddings
 from gistlm.models.transformers_compat import CACHE
+from gistlm.prompt import hash_ids
 
 Maker = Callable[[Sequence[str], Sequence[int]], dict[int, list[Gist]]]
 """From prompts and ks to the gists of every k, in the prompts' order."""
@@ -261,7 +262,7 @@ def _gist(checkpoint: Checkpoint, key_values: KeyValues, prompt: str, name: str,
         model=checkpoint.fingerprint,
         adapter=sha256(name.encode()),
         base=checkpoint.config.name,
-        prompt_sha256=sha256(*(index.to_bytes(4, "little") for index in ids)),
+        prompt_sha256=hash_ids(ids),
         prompt_tokens=start if absolute else len(ids),  # absolute: a gist is read where its prompt ends
         start=start,
     )

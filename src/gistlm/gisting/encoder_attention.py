@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, cat, tensor
 from transformers import AttentionInterface
 
+from gistlm.gisting.kv_cache import KeyValues
 from gistlm.gisting.mask import additive, encoder_mask
 from gistlm.gisting.placement import Condition
-
-KeyValues = list[tuple[Tensor, Tensor]]
-"""Keys and values by layer, each [batch, heads, tokens, head_dim]."""
 
 _NAME = "gistlm_encoder"
 

@@ -167,7 +167,8 @@ def fit(
     was = key.float().transpose(2, 3)
     residual = weighted.transpose(2, 3) @ sums - gram @ was
     ridge = _RIDGE * gram.diagonal(dim1=2, dim2=3).sum(dim=-1, keepdim=True).clamp_min(1e-6)
-    step = torch.linalg.solve(gram + torch.diag_embed(ridge.expand(-1, -1, gram.shape[-1])), residual)
+    system = gram + torch.diag_embed(ridge.expand(-1, -1, gram.shape[-1]))
+    step = torch.linalg.solve_ex(system, residual).result  # `solve` would wait for the device, to check it
     moved = value.float() + weights[1] * (output - value.float())
     return (was + weights[0] * step).transpose(2, 3).to(key.dtype), moved.to(value.dtype)
 

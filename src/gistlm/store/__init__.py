@@ -1,5 +1,5 @@
 """Where gists are kept: one seam (`base`) and the stores behind it, found by the form of their location."""
 
-from gistlm.store.base import Store, open_store, request_name
+from gistlm.store.store import Store, open_store, request_name
 
 __all__ = ["Store", "open_store", "request_name"]

@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 from gistlm.errors import GistFileError, InputError, StoreError
 from gistlm.files import reason, remove_abandoned, write_atomically
 from gistlm.gist import Gist
-from gistlm.store.base import Store, check_name, is_id
+from gistlm.store.store import Store, check_name, is_id
 
 _SHELF = re.compile(r"[0-9a-f]{2}")
 _OBJECT = re.compile(r"[0-9a-f]{64}\.gist")

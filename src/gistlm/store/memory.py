@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from gistlm.errors import InputError, StoreError
-from gistlm.store.base import Store, check_name, is_id
+from gistlm.store.store import Store, check_name, is_id
 
 if TYPE_CHECKING:
     from gistlm.gist import Gist

@@ -120,15 +120,16 @@ class _Divergence(torch.autograd.Function):
         return None, into
 
 
-_NUMBERS_AT_A_TIME = {"cpu": 1 << 20}
-"""Of logits, in one part of a divergence, by device: 4 MiB in float32 stay in a CPU's cache."""
-_ELSEWHERE = 1 << 28
-"""1 GiB in float32: other devices want few and large parts."""
+_NUMBERS_ON_CPU = 1 << 20
+"""Of logits, in one part of a divergence: 4 MiB in float32 stay in a CPU's cache."""
+_NUMBERS_ON_GPU = 1 << 28
+"""1 GiB in float32: few and large parts."""
 
 
 def _in_parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of n tokens, cut alike; the first has logits [n, vocabulary]."""
-    tokens = max(1, _NUMBERS_AT_A_TIME.get(logits.device.type, _ELSEWHERE) // logits.shape[1])
+    numbers = _NUMBERS_ON_CPU if logits.device.type == "cpu" else _NUMBERS_ON_GPU
+    tokens = max(1, numbers // logits.shape[1])
     return zip(*(torch.split(each, tokens) for each in (logits, *others)), strict=True)
 
 

@@ -17,9 +17,9 @@ from tiny import tiny_checkpoint
 import gistlm.store
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
-from gistlm.store.base import STORES, check_name, is_id, open_store, request_name
 from gistlm.store.disk import DiskStore
 from gistlm.store.memory import MemoryStore
+from gistlm.store.store import STORES, check_name, is_id, open_store, request_name
 
 NO_KEYS = [
     "", ".", "..", "../../x", "/etc/passwd", "a/b", "a\\b", "C:x/y", "a\0b", "a b", "a\n", ".hidden", "-flag", "naïve",
@@ -136,5 +136,5 @@ def test_every_store_of_the_table_exists() -> None:
 
 
 def test_the_seam_loads_no_torch() -> None:
-    code = "import sys, gistlm.store.base; sys.exit('torch' in sys.modules)"
+    code = "import sys, gistlm.store.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
