@@ -93,12 +93,12 @@ The same targets in {dtype}:
 """
 
 KEPT = """
-Beyond these a gist keeps the keys and values of up to {kept} of the prompt's own tokens, which every head chooses for
-itself by probe queries{taught}.
-The first learned token is fitted to stand for all others, by shares that were trained. Where a gist would
-leave at most {few} tokens out, and at most one for every {part} that it keeps, all of its tokens are kept ones. Gists
-that keep tokens are made anew for every k: they cannot be shortened."""
-TAUGHT = " that were taught to look where the rest of a request looks"
+Beyond these a gist has up to {kept} kept tokens: keys and values of the prompt's own tokens, which every attention head
+chooses by probe queries{taught}.
+The first learned token is fitted to approximate the attention output of all dropped tokens, by weights that were
+trained. Where a gist would drop at most {few} tokens, and at most one for every {part} that it keeps, it has kept
+tokens only. Gists with kept tokens are made anew for every k: they cannot be shortened."""
+TAUGHT = " that were trained to attend as the rest of a request does"
 
 LIMITS = """Details of a prompt that is longer than its gist may not survive to the letter: see the probe above.
 Prompts of more than 308 tokens, and prompts that are passages of text, were not measured; of the 48 system prompts 26

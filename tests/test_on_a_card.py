@@ -118,7 +118,7 @@ def one_step(checkpoint: Checkpoint, device: str, paper: bool) -> torch.Tensor:
     batch, passes = collate(examples.examples, [2, 5], device), passes_of(checkpoint)
     if paper:
         return paper_loss(passes, batch, Condition.GIST)
-    share = Weights(cross_entropy=0.5, observation=0.3 if checkpoint.config.kept else 0.0)
+    share = Weights(cross_entropy=0.5, probe=0.3 if checkpoint.config.kept else 0.0)
     return frozen_loss(passes, batch, share)
 
 

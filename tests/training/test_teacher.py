@@ -67,7 +67,7 @@ def test_losses_and_gradients_are_those_of_asking_again(
     """Of rows that are all new, all known, and of both kinds; of other numbers of gist tokens too."""
     checkpoint = tiny_checkpoint(kind, max_k=4, kept=kept)
     examples = examples_of(checkpoint, [(30, 5, 9), (80, 0, 20), (3, 40, 2), (55, 12, 31)])
-    weights = Weights(observation=0.5 if kept else 0.0)
+    weights = Weights(probe=0.5 if kept else 0.0)
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     asked = counted(teacher, monkeypatch)
     steps: list[tuple[list[int], list[int], int]] = [
@@ -91,7 +91,7 @@ def test_losses_and_gradients_are_those_of_asking_again(
 )
 def test_whatever_is_known_already_the_loss_is_the_same(lengths: list[tuple[int, int, int]], known: set[int]) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
-    examples, weights = examples_of(checkpoint, lengths), Weights(observation=0.2)
+    examples, weights = examples_of(checkpoint, lengths), Weights(probe=0.2)
     with TemporaryDirectory() as folder:
         teacher = Teacher(passes_of(checkpoint), folder)
         for row in known & set(range(len(examples))):
@@ -134,7 +134,7 @@ def test_a_file_that_is_not_the_row_s_is_made_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
-    weights, batch = Weights(observation=0.5), collate(examples_of(checkpoint, [(30, 5, 9), (20, 5, 9)]), [4, 4])
+    weights, batch = Weights(probe=0.5), collate(examples_of(checkpoint, [(30, 5, 9), (20, 5, 9)]), [4, 4])
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     loss = frozen_loss(teacher.passes, batch, weights, teacher)
     first, second = sorted(tmp_path.glob("*/*.safetensors"))
@@ -154,7 +154,7 @@ def test_runs_of_other_weights_ask_once_each_and_share_a_folder(
     batch = collate(examples_of(checkpoint, [(30, 5, 9)]), [4])
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     asked = counted(teacher, monkeypatch)
-    plain, watched, answered = Weights(), Weights(observation=1.0), Weights(cross_entropy=0.5)
+    plain, watched, answered = Weights(), Weights(probe=1.0), Weights(cross_entropy=0.5)
     for weights, rows in ((plain, 1), (watched, 2), (answered, 2), (plain, 2), (watched, 2)):
         frozen_loss(teacher.passes, batch, weights, teacher)
         assert len(asked) == rows
@@ -182,7 +182,7 @@ def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> 
 def test_a_much_shorter_new_row_beside_a_known_one(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
     known, new = examples_of(checkpoint, [(30, 5, 300), (9, 1, 1)])
-    for weights in (Weights(), Weights(observation=0.5)):
+    for weights in (Weights(), Weights(probe=0.5)):
         teacher = Teacher(passes_of(checkpoint), tmp_path)
         frozen_loss(teacher.passes, collate([known], [4]), weights, teacher)
         batch = collate([new, known], [4, 4])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -164,8 +165,9 @@ class GistModel(Engine):
 
     async def _answer(self, rows: Sequence[Row]) -> AsyncIterator[Piece]:
         for places in self._places(rows):
-            async for piece in self._run([rows[place] for place in places]):
-                yield piece._replace(row=places[piece.row])
+            async with aclosing(self._run([rows[place] for place in places])) as pieces:
+                async for piece in pieces:
+                    yield piece._replace(row=places[piece.row])
 
     def _places(self, rows: Sequence[Row]) -> Iterator[list[int]]:
         """Batches of rows, by their places. In a model with sliding windows the rows of one have one length: `generate`
@@ -177,7 +179,7 @@ class GistModel(Engine):
             for length in lengths:
                 yield [place for place in places if not windowed or len(rows[place].fresh) == length]
 
-    async def _run(self, rows: Sequence[Row]) -> AsyncIterator[Piece]:
+    async def _run(self, rows: Sequence[Row]) -> AsyncGenerator[Piece, None]:
         """One batch, whose tokens are made in a thread. Where nobody reads on, it ends with the next token."""
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
         told: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()

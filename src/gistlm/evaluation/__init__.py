@@ -1,1 +1,1 @@
-"""How much of a prompt its gist keeps, measured: conditions, baselines, metrics, probe, judge and report."""
+"""How much of a prompt its gist keeps, measured: conditions, baselines, metrics, probe and judge."""

@@ -8,7 +8,7 @@ k tokens of its own is held whole. Knows nothing of metrics, rows or engines.
     llmlingua2   its k tokens' worth of words that a token classifier would keep (Pan et al. 2024, LLMLingua-2)
     pooled       the full prompt's keys and values, averaged over k segments
     last         the full prompt's last k tokens, behind the opening as attention sink (Xiao et al. 2023)
-    selected     the k of the full prompt's tokens that a gist would keep if it had no learned token (see `observe`)
+    selected     the k of the full prompt's tokens that a gist would keep if it had no learned token (see `kept_tokens`)
     untrained    a gist of k tokens before training: initial embeddings, anchors and kept tokens if it has them, no
                  adapter
 

@@ -64,7 +64,7 @@ class ProbedPass:
         self.prompt = prompt
         """bool [batch, N]: which of the first columns are the prompt's tokens"""
         self.own = own
-        """bool [batch, N]: those that a gist stands for"""
+        """bool [batch, N]: the prompt's own tokens, without the visible opening"""
         self.probes = probes
         """bool [batch, w]: which of the last columns are probe queries"""
         self.mass: list[Tensor] = []
@@ -123,7 +123,7 @@ class KeepingPass(ProbedPass):
         nothing."""
 
     def see(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
-        """As above."""
+        """One layer, as in `ProbedPass`; makes its gists."""
         probe = self._probe(query, key, scaling)
         ranked = self.mass[-1].masked_fill(~self.own[:, None], -1).sort(dim=-1, descending=True, stable=True).indices
         ranked = ranked[..., : self.most_kept]

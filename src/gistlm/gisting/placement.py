@@ -2,7 +2,7 @@
 
     positions   h-n ....... h-1   0 ... h-1   h ..... h+l-1   h+l ..........     relative numbering
                 prompt            opening     learned         rest
-                0 ........... n-1             n ..... n+l-1   n+l ..........     absolute numbering, or l = 0
+                0 ........... n-1 0 ... h-1   n ..... n+l-1   n+l ..........     absolute numbering, or l = 0
 
 h: tokens of the template's opening that stay visible beside the gist; they are the prompt's first too, and encoded once
 for all prompts. n: tokens of the prompt, opening included. A gist of k tokens has l learned gist tokens and, where the
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 READ_AGAIN = 8
 """Most of a prompt's tokens that are read once more behind the gist tokens, as probe queries."""
 FEW = 4
-"""At most so many tokens are few to drop,"""
+"""With kept tokens alone, a gist may drop at most so many tokens,"""
 FEW_PART = 4
-"""and at most one beside so many that are kept."""
+"""and at most one for every so many that it keeps."""
 
 
 class Part(IntEnum):

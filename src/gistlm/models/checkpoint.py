@@ -3,7 +3,7 @@
 Two models share the base's weights in memory. The *reader* is the stock model: it encodes prompts and
 answers over gists. The *writer* turns gist tokens into keys and values. Under the `frozen` recipe the writer
 carries a LoRA adapter and the reader is the untouched base; under `paper` both are the same tuned model.
-Knows nothing of prompts, gists or generation.
+Knows no prompt's text, no gist and no generation.
 """
 
 from __future__ import annotations

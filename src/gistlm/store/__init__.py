@@ -1,4 +1,4 @@
-"""Where gists are kept: one seam (`base`) and the stores behind it, found by the form of their location."""
+"""Where gists are kept: one seam (`store`) and the stores behind it, found by the form of their location."""
 
 from gistlm.store.store import Store, open_store, request_name
 

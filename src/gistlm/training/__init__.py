@@ -1,1 +1,1 @@
-"""Training a gist adapter: data, objectives and the loop."""
+"""Training a gist adapter: options, passes, objectives and the loop."""

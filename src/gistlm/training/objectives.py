@@ -67,7 +67,7 @@ class Weights:
 
     cross_entropy: float = 0.0
     """Of the outputs' cross-entropy."""
-    observation: float = 0.0
+    probe: float = 0.0
     """Of the probe queries' `attention_divergence` from the rest, where tokens are kept."""
 
 
@@ -79,13 +79,13 @@ def frozen_loss(passes: Passes, batch: Batch, weights: Weights, teacher: FullPro
     targets, is_output = batch.targets()
     last = targets.shape[1]
     with torch.no_grad():
-        probed = weights.observation > 0
+        probed = weights.probe > 0
         taught, encoded = teacher(batch, is_output, probed) if teacher else passes.full_prompt(batch, last, probed)
     gist, attention = passes.write(encoded, batch)
     student = passes.rest(batch, gist, Condition.GIST, last)
     loss = output_mean(divergence(taught, student, is_output), is_output)
     if attention is not None:
-        loss = weights.observation * attention + loss
+        loss = weights.probe * attention + loss
     own = (weights.cross_entropy + batch.cross_entropy)[:, None].expand_as(is_output)[is_output]
     if own.any():
         own = own * cross_entropy(student, targets, is_output)
