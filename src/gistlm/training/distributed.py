@@ -7,7 +7,7 @@ it whole gathers it from all processes, and all of them must take part.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -128,6 +128,23 @@ def outside_a_step(model: Any) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def hold_last_layers(models: Iterable[nn.Module]) -> None:
+    """Let FSDP hold the weights of each model's last attention layer from its pass to its gradients.
+
+    A gist takes keys and values from inside that layer and not its output, so FSDP does not see its backward pass begin.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for model in models:
+        layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, FSDPModule) and any("Attention" in type(part).__name__ for part in module.children())
+        ]
+        if layers:
+            layers[-1].set_reshard_after_forward(False, recurse=False)
 
 
 def start_moments(optimizer: torch.optim.Optimizer) -> None:

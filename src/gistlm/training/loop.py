@@ -29,7 +29,14 @@ from gistlm.models.config import Recipe
 from gistlm.training import saves
 from gistlm.training.batches import Batch, Collator, Draws, Examples
 from gistlm.training.config import TrainConfig
-from gistlm.training.distributed import check_launch, gather, is_sharded, part_parameters, start_moments
+from gistlm.training.distributed import (
+    check_launch,
+    gather,
+    hold_last_layers,
+    is_sharded,
+    part_parameters,
+    start_moments,
+)
 from gistlm.training.objectives import Weights, frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.start import create_checkpoint
 from gistlm.training.teacher import Teacher
@@ -92,6 +99,8 @@ class Objective(nn.Module):
     def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
         """The loss of one batch, given the fields of `Batch`."""
         self.give_weights_to_checkpoint()
+        if is_sharded():
+            hold_last_layers([self.checkpoint.reader, self.checkpoint.writer])
         batch = Batch(**tensors)
         self.tokens += int(sum_over_processes(torch.tensor(batch.tokens, device=batch.rests.device)))
         options = self.options
