@@ -133,7 +133,7 @@ def outside_a_step(model: Any) -> Iterator[None]:
 def hold_last_layers(models: Iterable[nn.Module]) -> None:
     """Let FSDP hold the weights of each model's last attention layer from its pass to its gradients.
 
-    A gist takes keys and values from inside that layer and not its output, so FSDP does not see its backward pass begin.
+    A gist takes keys and values from inside that layer and not its output: FSDP does not see its backward pass begin.
     """
     from torch.distributed.fsdp import FSDPModule
 
