@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from gistlm.engines.base import Completion, Piece, Request, sampled
+from gistlm.engines.base import Request, sampled
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
@@ -47,16 +46,6 @@ class FullLengthModel(GistModel):
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int = 32) -> None:
         super().__init__(checkpoint, batch_size, batch_tokens=sys.maxsize)
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """In this thread: operators are counted by thread."""
-        rows = [self._row(request, room=request.sampling.max_new_tokens) for request in requests]
-        made: dict[int, Completion] = {}
-        for places in self._places(rows):
-            pieces: list[Piece] = []
-            self._make([rows[place] for place in places], pieces.append, threading.Event())
-            made |= {places[piece.row]: piece.completion for piece in pieces if piece.completion is not None}
-        return [made[row] for row in range(len(rows))]
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
         config = super()._generation_config(max_new_tokens)
