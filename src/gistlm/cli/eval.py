@@ -179,7 +179,7 @@ def _measure(
     judging: Judging | None,
     resume_log: ResumeLog,
 ) -> dict[str, Any]:
-    """Everything that was asked for, as `results.SCHEMA` without "run"."""
+    """Everything that was asked for, as a `results.ResultFile` without "run"."""
     from gistlm.evaluation import describe
     from gistlm.evaluation.results import FORMAT, VERSION
     from gistlm.evaluation.runner import evaluate
@@ -211,10 +211,10 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float, resume_l
     import sys
 
     from gistlm.evaluation import describe
-    from gistlm.evaluation.results import SCHEMA, round_floats, write_results
+    from gistlm.evaluation.results import ResultFile, round_floats, write_results
 
     results["run"] = describe.run(sys.argv[1:], seconds)
-    results = {name: round_floats(results[name]) for name in SCHEMA}
+    results = {name: round_floats(results[name]) for name in ResultFile.model_fields}
     try:
         print_results(results)  # first: neither a full disk nor a closed pipe takes all that was measured
     finally:

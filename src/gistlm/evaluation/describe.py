@@ -18,7 +18,7 @@ import transformers
 import gistlm
 from gistlm.compress import compress
 from gistlm.data.rows import Row
-from gistlm.evaluation.results import SCHEMA
+from gistlm.evaluation.results import Settings
 from gistlm.files import sha256
 from gistlm.models.checkpoint import Checkpoint
 
@@ -72,7 +72,7 @@ def nothing(checkpoint: Checkpoint, config: EvalConfig) -> dict[str, Any]:
 def settings(config: EvalConfig) -> dict[str, Any]:
     """ "settings" of the results."""
     values = {"k": list(config.ks), **asdict(config), "baselines": list(config.baselines)}
-    return {name: values[name] for name in SCHEMA["settings"]}
+    return {name: values[name] for name in Settings.model_fields}
 
 
 def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
