@@ -110,7 +110,15 @@ def eval(
 
     names = () if baselines.strip() == "none" else tuple(name.strip() for name in baselines.split(",") if name.strip())
     config = EvalConfig(
-        ks, names, limit, max_tokens, new_tokens, generate, batch_size, seed, classifier=llmlingua2 or LLMLINGUA2
+        ks=ks,
+        baselines=names,
+        limit=limit,
+        max_tokens=max_tokens,
+        new_tokens=new_tokens,
+        generate=generate,
+        batch_size=batch_size,
+        seed=seed,
+        classifier=llmlingua2 or LLMLINGUA2,
     )
     _use_threads(threads)
     loaded = options.load()
