@@ -16,7 +16,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def write_chunk(model: GistModel, tasks: list[Row], chunk: int, options: argpars
 def chat_instructions(model: GistModel, tasks: list[Row], draw: random.Random) -> list[tuple[str, str]]:
     """What the model writes where its template expects the user's first message."""
     prompts = model.checkpoint.prompts
-    before_input = replace(prompts.format, prompt="{prompt}" + prompts.format.rest.partition("{input}")[0])
+    before_input = prompts.format.replace(prompt="{prompt}" + prompts.format.rest.partition("{input}")[0])
     prompt = draw.choice(SYSTEM_PROMPTS)
     request = PromptTokenizer(prompts.tokenizer, before_input).prompt_ids(prompt)
     texts = continue_text(model, request, 64)

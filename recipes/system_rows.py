@@ -17,7 +17,6 @@ import os
 import random
 import sys
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def batch_rows(
 def own_inputs(prefix: Prefix, inputs: int) -> list[list[str]]:
     """For each prompt, what the base writes where its template expects the user's first message."""
     prompts, each = prefix.checkpoint.prompts, (inputs + 1) // 2
-    before_input = replace(prompts.format, rest_without_input=prompts.format.rest.partition("{input}")[0])
+    before_input = prompts.format.replace(rest_without_input=prompts.format.rest.partition("{input}")[0])
     ids = PromptTokenizer(prompts.tokenizer, before_input).empty_rest_ids
     texts = [text.strip() for text in prefix.generate([ids] * each * len(prefix.parts), OWN)]
     return [texts[start : start + each] for start in range(0, len(texts), each)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -217,8 +216,8 @@ def test_messages_that_are_no_conversation_are_refused(messages: Any, message: s
 
 @pytest.mark.parametrize("name", ["prompt", "rest", "turn"])
 def test_a_format_without_its_slot_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match=f"'{name}' must contain"):
-        replace(chat("chatml").format, **{name: "nothing"})
+    with pytest.raises(ModelError, match=f"{name} must contain .* once, got 'nothing'"):
+        chat("chatml").format.replace(**{name: "nothing"})
 
 
 @pytest.mark.parametrize(
@@ -232,7 +231,7 @@ def test_a_saved_format_with_wrong_fields_is_refused(change: dict[str, Any]) -> 
 def test_a_saved_format_with_a_missing_field_is_refused() -> None:
     values = chat("chatml").format.to_dict()
     del values["turn"]
-    with pytest.raises(ModelError, match="has the fields"):
+    with pytest.raises(ModelError, match="a prompt format: turn is missing"):
         PromptFormat.from_dict(values)
 
 
@@ -468,12 +467,12 @@ def test_requests_of_several_threads_have_the_ids_of_requests_alone() -> None:
 
 def test_a_format_that_is_not_the_tokenizers_template_writes_requests_by_its_parts() -> None:
     own = chat("chatml")
-    prompts = PromptTokenizer(own.tokenizer, replace(own.format, turn="\n{input}\n"))
+    prompts = PromptTokenizer(own.tokenizer, own.format.replace(turn="\n{input}\n"))
     assert own.follows_template and not prompts.follows_template
     assert prompts.request_ids("be kind", "hi", [7]) == [*prompts.prompt_ids("be kind"), 7, *prompts.rest_ids("hi")]
     for blank in (None, " "):
         assert prompts.request_ids(blank, "hi") == prompts.opening_ids + prompts.rest_ids("hi")
-    hidden = PromptTokenizer(own.tokenizer, replace(prompts.format, opening_visible=False))
+    hidden = PromptTokenizer(own.tokenizer, prompts.format.replace(opening_visible=False))
     assert hidden.request_ids(None, "hi") == hidden.rest_ids("hi")
     paper = PromptTokenizer(own.tokenizer, paper_format(own.tokenizer))
     assert not paper.follows_template
@@ -527,7 +526,7 @@ def test_a_date_that_a_template_writes_is_fixed_in_the_format() -> None:
 
 def test_a_format_from_before_dates_were_saved_keeps_the_date_in_its_text() -> None:
     tokenizer, made = dated()
-    prompts = PromptTokenizer(tokenizer, replace(made, date=""))
+    prompts = PromptTokenizer(tokenizer, made.replace(date=""))
     assert not prompts.follows_template
     assert "09 Feb 2024" in tokenizer.decode(prompts.request_ids("be kind", "hi"))
 
@@ -541,5 +540,5 @@ def test_a_format_without_a_date_is_saved_as_before_there_were_dates(style: str)
 
 @pytest.mark.parametrize("wrong", ["today", "2024-13-01", 20240209, None])
 def test_a_saved_date_that_is_none_is_refused(wrong: Any) -> None:
-    with pytest.raises(ModelError, match="'date' must be"):
+    with pytest.raises(ModelError, match="a prompt format: date must be"):
         PromptFormat.from_dict({**chat("chatml").format.to_dict(), "date": wrong})

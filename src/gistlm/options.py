@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from gistlm.errors import InputError
+from gistlm.errors import GistlmError, InputError
 
 
 def _parse_number(value: object) -> object:
@@ -37,27 +37,28 @@ else:  # type checkers would lose sight of the fields
             try:
                 return super().__call__(*args, **values)
             except ValidationError as error:
-                raise InputError(cls._sentence(error)) from None
+                raise cls._failure(cls._sentence(error)) from None
 
     class _Model(BaseModel, metaclass=_InOneSentence):
         pass
 
 
 class Options(_Model):
-    """Base of a set of options, checked when it is made. Raises `InputError` in one sentence."""
+    """Base of a set of options, checked when it is made. Raises `InputError`, or its own kind, in one sentence."""
 
     model_config = ConfigDict(frozen=True, strict=True)
+    _failure: ClassVar[type[GistlmError]] = InputError
 
     @classmethod
     def parse(cls, values: object, name: str = "") -> Self:
-        """Plain values, checked; ``name`` of where they come from begins the sentence of an `InputError`."""
+        """Plain values, checked; ``name`` of where they come from begins the sentence of an error."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(": ".join(filter(None, [name, cls._sentence(error)]))) from None
+            raise cls._failure(": ".join(filter(None, [name, cls._sentence(error)]))) from None
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some options changed, checked again. Raises `InputError`."""
+        """The same with some options changed, checked again."""
         return self.parse({**dict(self), **changes})
 
     @model_validator(mode="before")
@@ -71,14 +72,18 @@ class Options(_Model):
 
     @classmethod
     def _sentence(cls, error: ValidationError) -> str:
-        """The first mistake: what must be, and what was given."""
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        if first["type"] == "value_error":
-            return ": ".join(filter(None, [place, str(first["ctx"]["error"])]))
-        if first["type"] == "missing":
-            return f"{place} is missing; give it"
-        must = re.sub(r"^\w+ should", "must", first["msg"])
-        field = cls.model_fields.get(place)
-        null = ", or null" if field and NoneType in get_args(field.annotation) else ""
-        return f"{place or 'options'} {must}{null}, got {first['input']!r}"
+        return first_mistake(error, cls) + "; give it" * (error.errors()[0]["type"] == "missing")
+
+
+def first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
+    """Where a model's first mistake is, what must be there, and the beginning of what was given."""
+    first = error.errors()[0]
+    place = ".".join(repr(str(part))[1:-1] for part in first["loc"])
+    if first["type"] == "value_error":
+        return ": ".join(filter(None, [place, str(first["ctx"]["error"])]))
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    must = re.sub(r"^\w+ should", "must", first["msg"])
+    field = model.model_fields.get(place)
+    null = ", or null" if field and NoneType in get_args(field.annotation) else ""
+    return f"{place or 'options'} {must}{null}, got {first['input']!r:.60}"

@@ -13,14 +13,17 @@ import datetime
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import cycle
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from gistlm.errors import InputError, ModelError
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from gistlm.errors import GistlmError, InputError, ModelError
 from gistlm.files import sha256
 from gistlm.messages import Input, check_text, turns
+from gistlm.options import Options
 
 _SLOTS = re.compile(r"\{prompt\}|\{input\}")
 _STAND_INS = range(0xF0000, 0xFFFFE)
@@ -29,35 +32,47 @@ _TOKENIZING = threading.Lock()
 """A fast tokenizer remembers between two calls whether it is to read special tokens: one thread at a time."""
 
 
-@dataclass(frozen=True)
-class PromptFormat:
-    """How a prompt, an input and an output are written around the gist; saved beside the checkpoint."""
+def _with_one(slot: str) -> AfterValidator:
+    def check(template: str) -> str:
+        if template.count(slot) != 1:
+            raise PydanticCustomError("slot", "Template should contain {slot} once", {"slot": slot})
+        return template
+
+    return AfterValidator(check)
+
+
+def _check_date(date: str) -> str:
+    try:
+        _ = date and datetime.date.fromisoformat(date)
+    except ValueError:
+        raise PydanticCustomError("date", "Date should be YYYY-MM-DD or empty") from None
+    return date
+
+
+class PromptFormat(Options):
+    """How a prompt, an input and an output are written around the gist; saved beside the checkpoint.
+
+    Raises `ModelError` for one that cannot be.
+    """
+
+    _failure: ClassVar[type[GistlmError]] = ModelError
 
     opening: str
     """Constant text before the prompt, for example "<|im_start|>system" and a newline."""
-    prompt: str
+    prompt: Annotated[str, _with_one("{prompt}")]
     """The prompt's own template, with {prompt}."""
-    rest: str
+    rest: Annotated[str, _with_one("{input}")]
     """All that follows the gist up to where the answer begins, with {input}."""
     rest_without_input: str
     """The same for an empty input."""
-    turn: str
+    turn: Annotated[str, _with_one("{input}")]
     """What follows an answer when the conversation goes on, with {input}."""
     output_end: str
     """The special token that ends an answer."""
     opening_visible: bool
     """Whether the opening stays visible to the rest beside the gist (the paper hides it)."""
-    date: str = ""
+    date: Annotated[str, AfterValidator(_check_date)] = ""
     """The day (YYYY-MM-DD) that a chat template writes where it asks for today's; empty where it asks for none."""
-
-    def __post_init__(self) -> None:
-        for name, slot in (("prompt", "{prompt}"), ("rest", "{input}"), ("turn", "{input}")):
-            if getattr(self, name).count(slot) != 1:
-                raise ModelError(f"a prompt format's {name!r} must contain {slot} once: {getattr(self, name)!r}")
-        try:
-            _ = self.day
-        except ValueError:
-            raise ModelError(f"a prompt format's 'date' must be YYYY-MM-DD or empty: {self.date!r}") from None
 
     @property
     def day(self) -> datetime.date | None:
@@ -66,18 +81,12 @@ class PromptFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; an empty date is left out, so that files and fingerprints stay as before dates."""
-        return {name: value for name, value in asdict(self).items() if name != "date" or value}
+        return self.model_dump(exclude_defaults=True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptFormat:
         """The inverse of `to_dict`; raises `ModelError` when fields are missing, unknown or of a wrong type."""
-        kinds = {field.name: bool if field.name == "opening_visible" else str for field in fields(cls)}
-        if not isinstance(values, dict) or {*values, "date"} != set(kinds):
-            raise ModelError(f"a prompt format has the fields {sorted(kinds)}, this one {sorted(values)}")
-        for name, value in values.items():
-            if not isinstance(value, kinds[name]):
-                raise ModelError(f"a prompt format's {name!r} must be a {kinds[name].__name__}: {value!r}")
-        return cls(**values)
+        return cls.parse(values, "a prompt format")
 
 
 def paper_format(tokenizer: Any, encodes: bool = False) -> PromptFormat:
@@ -208,7 +217,7 @@ class PromptTokenizer:
             own = chat_format(self.tokenizer, self.format.day)
         except ModelError:
             return False
-        return replace(own, opening_visible=self.format.opening_visible) == self.format
+        return own.replace(opening_visible=self.format.opening_visible) == self.format
 
     def output_ids(self, output: str) -> list[int]:
         """An answer and the token that ends it."""

@@ -77,20 +77,20 @@ def test_probe_and_judge_may_be_missing_and_a_run_may_have_no_rows(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.pop("model"), "'model' is missing"),
+        (lambda v: v.pop("model"), "model is missing"),
         (lambda v: v.update(format="gistlm.gist"), "not a result"),
         (lambda v: v.update(version=2), "version 2; this gistlm reads 1"),
-        (lambda v: v["data"].update(rows="1"), "'data', 'rows' must be int"),
-        (lambda v: v["data"].update(rows=True), "'data', 'rows' must be int"),
-        (lambda v: v["settings"].update(k=4), "'settings', 'k' must be a list"),
-        (lambda v: v["conditions"][1].pop("kv_bytes"), "'conditions', entry 1 .*'kv_bytes' is missing"),
-        (lambda v: v["conditions"][1]["metrics"]["nll"].update(value=None), "'value' must be float"),
-        (lambda v: v["rows"][0]["metrics"]["none"].update(nll="low"), "'nll' must be float, got 'low'"),
-        (lambda v: v["judge"][0].update(wins=0.5), "'wins' must be int"),
-        (lambda v: v.update(examples={}), "'examples' must be a list"),
-        (lambda v: v["conditions"][1]["metrics"]["nll"].update(gap_closed_95=[0.5]), "must be a list of two"),
-        (lambda v: v["model"].update(kv_bytes_per_token=10**400), "'kv_bytes_per_token' must be int"),
-        (lambda v: v["judge"][0].update(win_rate=10**400), "'win_rate' must be float"),
+        (lambda v: v["data"].update(rows="1"), "data.rows must be a valid integer, got"),
+        (lambda v: v["data"].update(rows=True), "data.rows must be a valid integer, got"),
+        (lambda v: v["settings"].update(k=4), "settings.k must be a valid list, got 4"),
+        (lambda v: v["conditions"][1].pop("kv_bytes"), "conditions.1.kv_bytes is missing"),
+        (lambda v: v["conditions"][1]["metrics"]["nll"].update(value=None), "nll.value must be a valid number"),
+        (lambda v: v["rows"][0]["metrics"]["none"].update(nll="low"), "nll must be a valid number, got 'low'"),
+        (lambda v: v["judge"][0].update(wins=0.5), "judge.0.wins must be a valid integer, got 0.5"),
+        (lambda v: v.update(examples={}), "examples must be a valid list"),
+        (lambda v: v["conditions"][1]["metrics"]["nll"].update(gap_closed_95=[0.5]), "_95 must have at least 2 items"),
+        (lambda v: v["model"].update(kv_bytes_per_token=10**400), "model.kv_bytes_per_token must be less than"),
+        (lambda v: v["judge"][0].update(win_rate=10**400), "win_rate must be a valid number"),
     ],
 )
 def test_what_is_no_whole_result_is_refused_by_its_place(tmp_path: Path, change: Any, message: str) -> None:
@@ -108,7 +108,7 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> No
 def test_a_number_too_large_for_a_float_is_refused(tmp_path: Path) -> None:
     text = json.dumps(made_up()).replace('"seconds": 1.5', '"seconds": 1e999')
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match="'seconds' must be float, got 'inf'"):
+    with pytest.raises(DataError, match=r"run\.seconds must be a finite number, got inf"):
         read_results(tmp_path / "x.json")
 
 
@@ -128,7 +128,7 @@ def test_an_impossible_place_to_write_is_refused_and_leaves_nothing(tmp_path: Pa
 def test_a_result_that_is_not_whole_is_not_written(tmp_path: Path) -> None:
     values = made_up()
     del values["conditions"][0]["metrics"]
-    with pytest.raises(DataError, match="'metrics' is missing"):
+    with pytest.raises(DataError, match=r"conditions\.0\.metrics is missing; run `gistlm eval`"):
         write_results(tmp_path / "x.json", values)
     assert not (tmp_path / "x.json").exists()
 

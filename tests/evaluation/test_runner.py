@@ -4,7 +4,6 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def by_label(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def test_likelihoods_and_divergences_are_those_that_training_measures(model: GistModel, data: str) -> None:
-    found = by_label(evaluate(model, data, replace(FAST, generate=False)))
+    found = by_label(evaluate(model, data, FAST.replace(generate=False)))
     examples = Examples(read_rows(data), model.checkpoint.prompts, 1024)
     table = measure_rows(model.checkpoint, examples, [1, 3])
     tokens = table.pop(("", "tokens")).sum()
@@ -71,7 +70,7 @@ def test_likelihoods_and_divergences_are_those_that_training_measures(model: Gis
 def test_training_measures_gists_of_kept_tokens_alone_as_evaluation_does(data: str) -> None:
     """They number prompts otherwise, and rows of one batch differ in whether they have such a gist."""
     model = GistModel(tiny_checkpoint(max_k=64, kept=63))
-    found = by_label(evaluate(model, data, replace(FAST, generate=False, ks=(1, 32, 64), baselines=())))
+    found = by_label(evaluate(model, data, FAST.replace(generate=False, ks=(1, 32, 64), baselines=())))
     table = measure_rows(model.checkpoint, Examples(read_rows(data), model.checkpoint.prompts, 1024), [1, 32, 64])
     for k in (1, 32, 64):
         wanted = float(table[f"k={k}", "nll"].sum() / table["", "tokens"].sum())
@@ -133,17 +132,17 @@ def test_the_batch_size_and_the_table_that_fits_change_nothing(
 ) -> None:
     whole = by_label(evaluated)
     monkeypatch.setattr(runner, "MAX_LOGITS", 1)
-    alone = by_label(evaluate(model, data, replace(FAST, batch_size=3)))
+    alone = by_label(evaluate(model, data, FAST.replace(batch_size=3)))
     for name, each in whole.items():
         for metric, figures in each["metrics"].items():
             assert alone[name]["metrics"][metric]["value"] == pytest.approx(figures["value"], abs=1e-5), (name, metric)
 
 
 def test_two_runs_with_one_seed_are_equal_to_the_last_digit(model: GistModel, data: str) -> None:
-    config = replace(FAST, baselines=("pooled", "last", "untrained"))
+    config = FAST.replace(baselines=("pooled", "last", "untrained"))
     one, two = (json.dumps(round_floats(evaluate(model, data, config).results)) for _ in range(2))
     assert one == two
-    assert json.dumps(round_floats(evaluate(model, data, replace(config, seed=1)).results)) != one
+    assert json.dumps(round_floats(evaluate(model, data, config.replace(seed=1)).results)) != one
 
 
 class Counted(GistModel):
@@ -212,7 +211,7 @@ def test_the_basis_knows_the_models_configuration_and_the_code(monkeypatch: pyte
 @pytest.mark.parametrize("changed", ["config", "rows", "basis"])
 def test_what_was_measured_otherwise_is_not_taken(data: str, tmp_path: Path, changed: str) -> None:
     model = Counted(tiny_checkpoint())
-    config = replace(FAST, generate=False)
+    config = FAST.replace(generate=False)
     kept(model, data, config, tmp_path / "x", basis="one")
     model.asked = 0
     if changed == "rows":
@@ -221,7 +220,7 @@ def test_what_was_measured_otherwise_is_not_taken(data: str, tmp_path: Path, cha
         other.write_text("\n".join([*lines[:-1], lines[-1].replace("brief", "terse").replace("Say", "Spell")]))
         kept(model, str(other), config, tmp_path / "x", basis="one")
     elif changed == "config":
-        kept(model, data, replace(config, seed=1), tmp_path / "x", basis="one")
+        kept(model, data, config.replace(seed=1), tmp_path / "x", basis="one")
     else:
         kept(model, data, config, tmp_path / "x", basis="two")
     assert model.asked == ROWS * 8
@@ -260,7 +259,7 @@ def test_kept_rows_that_do_not_fit_are_measured_again(
 
 
 def test_all_conditions_of_one_k_hold_equal_bytes(model: GistModel, data: str) -> None:
-    config = replace(FAST, baselines=("truncation", "tfidf", "pooled", "last", "untrained"), generate=False)
+    config = FAST.replace(baselines=("truncation", "tfidf", "pooled", "last", "untrained"), generate=False)
     conditions = evaluate(model, data, config).results["conditions"]
     for k in (1, 3):
         assert {each["kv_bytes"] for each in conditions if each["k"] == k} == {
@@ -269,7 +268,7 @@ def test_all_conditions_of_one_k_hold_equal_bytes(model: GistModel, data: str) -
 
 
 def test_a_baseline_that_cannot_be_had_is_recorded_with_the_reason(model: GistModel, data: str, tmp_path: Path) -> None:
-    config = replace(FAST, baselines=("llmlingua2",), classifier=str(tmp_path / "none"), generate=False)
+    config = FAST.replace(baselines=("llmlingua2",), classifier=str(tmp_path / "none"), generate=False)
     evaluation = evaluate(model, data, config)
     assert "cannot be loaded" in evaluation.results["skipped"]["llmlingua2"]
     assert not [name for name in by_label(evaluation) if name.startswith("llmlingua2")]
@@ -285,11 +284,11 @@ def test_rows_that_are_too_long_are_counted_and_left_out(model: GistModel, tmp_p
     rows = [{"instruction": "word " * n, "input": "", "output": "Yes."} for n in (2, 60, 600)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = replace(FAST, generate=False)
-    assert evaluate(model, str(path), replace(config, max_tokens=100)).results["data"]["skipped"] == 2
-    assert evaluate(model, str(path), replace(config, max_tokens=9999)).results["data"]["skipped"] == 1  # the context
+    config = FAST.replace(generate=False)
+    assert evaluate(model, str(path), config.replace(max_tokens=100)).results["data"]["skipped"] == 2
+    assert evaluate(model, str(path), config.replace(max_tokens=9999)).results["data"]["skipped"] == 1  # the context
     with pytest.raises(DataError, match="none of the 3 rows"):
-        evaluate(model, str(path), replace(config, max_tokens=5))
+        evaluate(model, str(path), config.replace(max_tokens=5))
 
 
 def test_progress_ends_when_all_is_done(model: GistModel, data: str) -> None:
@@ -301,7 +300,7 @@ def test_progress_ends_when_all_is_done(model: GistModel, data: str) -> None:
 
 def test_an_impossible_k_is_refused_before_anything_runs(model: GistModel, data: str) -> None:
     with pytest.raises(InputError, match="from 1 to 16"):
-        evaluate(model, data, replace(FAST, ks=(1, 17)))
+        evaluate(model, data, FAST.replace(ks=(1, 17)))
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones() -> None:

@@ -110,7 +110,15 @@ def eval(
 
     names = () if baselines.strip() == "none" else tuple(name.strip() for name in baselines.split(",") if name.strip())
     config = EvalConfig(
-        ks, names, limit, max_tokens, new_tokens, generate, batch_size, seed, classifier=llmlingua2 or LLMLINGUA2
+        ks=ks,
+        baselines=names,
+        limit=limit,
+        max_tokens=max_tokens,
+        new_tokens=new_tokens,
+        generate=generate,
+        batch_size=batch_size,
+        seed=seed,
+        classifier=llmlingua2 or LLMLINGUA2,
     )
     _use_threads(threads)
     loaded = options.load()
@@ -179,7 +187,7 @@ def _measure(
     judging: Judging | None,
     resume_log: ResumeLog,
 ) -> dict[str, Any]:
-    """Everything that was asked for, as `results.SCHEMA` without "run"."""
+    """Everything that was asked for, as a `results.ResultFile` without "run"."""
     from gistlm.evaluation import describe
     from gistlm.evaluation.results import FORMAT, VERSION
     from gistlm.evaluation.runner import evaluate
@@ -211,10 +219,10 @@ def _finish(results: dict[str, Any], path: Path | None, seconds: float, resume_l
     import sys
 
     from gistlm.evaluation import describe
-    from gistlm.evaluation.results import SCHEMA, round_floats, write_results
+    from gistlm.evaluation.results import ResultFile, round_floats, write_results
 
     results["run"] = describe.run(sys.argv[1:], seconds)
-    results = {name: round_floats(results[name]) for name in SCHEMA}
+    results = {name: round_floats(results[name]) for name in ResultFile.model_fields}
     try:
         print_results(results)  # first: neither a full disk nor a closed pipe takes all that was measured
     finally:

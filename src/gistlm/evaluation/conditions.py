@@ -71,8 +71,8 @@ def gists_of_each_k(engine: Engine, prompts: Sequence[str], ks: Sequence[int]) -
     return of_each_k(lambda k: engine.compress(list(prompts), k), ks)
 
 
-def check_baselines(names: Sequence[str]) -> list[str]:
+def check_baselines(names: Sequence[str]) -> tuple[str, ...]:
     """The names themselves, each once. Raises `InputError` for an unknown one."""
     if unknown := [name for name in names if name not in BASELINES]:
         raise InputError(f"there is no baseline {unknown[0]!r}; there are {', '.join(BASELINES)}, or none for none")
-    return list(dict.fromkeys(names))
+    return tuple(dict.fromkeys(names))

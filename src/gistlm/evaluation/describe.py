@@ -7,7 +7,6 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import transformers
 import gistlm
 from gistlm.compress import compress
 from gistlm.data.rows import Row
-from gistlm.evaluation.results import SCHEMA
+from gistlm.evaluation.results import Settings
 from gistlm.files import sha256
 from gistlm.models.checkpoint import Checkpoint
 
@@ -71,8 +70,8 @@ def nothing(checkpoint: Checkpoint, config: EvalConfig) -> dict[str, Any]:
 
 def settings(config: EvalConfig) -> dict[str, Any]:
     """ "settings" of the results."""
-    values = {"k": list(config.ks), **asdict(config), "baselines": list(config.baselines)}
-    return {name: values[name] for name in SCHEMA["settings"]}
+    values = config.model_dump(mode="json")
+    return {name: values["ks" if name == "k" else name] for name in Settings.model_fields}
 
 
 def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:

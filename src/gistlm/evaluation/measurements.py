@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 from gistlm.data.rows import Row
 from gistlm.evaluation import metrics
 from gistlm.evaluation.conditions import FULL, NONE, EvalCondition
-from gistlm.evaluation.results import EXAMPLES, MappingOf, is_of
+from gistlm.evaluation.results import EXAMPLES, Int, Plain, is_of
 from gistlm.evaluation.statistics import WEIGHTS, Floats, bootstrap_counts, pooled_gap
 from gistlm.prompt import PromptTokenizer
 
 Ints = NDArray[np.int64]
 
-PART = {
-    "answer_tokens": [int],
-    "held": MappingOf([int]),
-    "answers": MappingOf([str]),
-    "sums": MappingOf(MappingOf([float])),
-}
-"""The kind of what was measured on some rows, in words of `results.SCHEMA`."""
+
+class Part(Plain):
+    """What was measured on some rows: a list of values has one for each."""
+
+    answer_tokens: list[Int]
+    held: dict[str, list[Int]]
+    answers: dict[str, list[str]]
+    sums: dict[str, dict[str, list[float]]]
 
 
 class Measurements:
@@ -56,7 +57,7 @@ class Measurements:
             self.sums[name].setdefault(metric, np.zeros(len(self.rows)))[place] = value
 
     def part(self, places: Sequence[int]) -> dict[str, Any]:
-        """All that was measured on those rows, as plain values: `PART`."""
+        """All that was measured on those rows, as plain values: a `Part`."""
         return {
             "answer_tokens": self.answer_tokens[places].tolist(),
             "held": {name: held[places].tolist() for name, held in self.held.items()},
@@ -69,7 +70,7 @@ class Measurements:
 
     def put(self, places: Sequence[int], part: Any) -> bool:
         """Take in what `part` gave for those rows; False, and nothing changed, for anything else."""
-        if not is_of(part, PART):
+        if not is_of(part, Part):
             return False
         sums, labels = part["sums"], set(self.sums)
         if set(sums) != labels or set(part["held"]) != labels or set(part["answers"]) != set(self.answers):

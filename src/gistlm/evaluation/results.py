@@ -1,6 +1,6 @@
 """The results of one evaluation as a JSON file: written whole, read with every field checked; computes nothing.
 
-A result is a plain dict, and `SCHEMA` is its documentation: these keys are stable. A condition's label is its
+A result is a plain dict, and `ResultFile` is its documentation: these keys are stable. A condition's label is its
 name for "full" and "none", else name@k, for example "gist@4". The values in "rows" are those of that row alone:
 a mean over its tokens for nll, kl and agreement (and the answer_ ones), the row's own score for the others.
 Floats have six decimals. Two runs with the same settings on one machine differ in "run" only.
@@ -9,14 +9,15 @@ Floats have six decimals. Two runs with the same settings on one machine differ 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gistlm.errors import DataError
 from gistlm.files import reason, write_atomically
+from gistlm.options import first_mistake
 
 FORMAT = "gistlm.eval"
 VERSION = 1
@@ -26,97 +27,125 @@ EXAMPLES = 20
 MAX_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class MappingOf:
-    """A mapping with any names and values of one kind."""
+class Plain(BaseModel):
+    """Base of what is kept as JSON: strict, and other keys are passed over."""
 
-    kind: Any
-
-
-@dataclass(frozen=True)
-class PairOf:
-    """A list of two values of one kind, for example the ends of an interval."""
-
-    kind: Any
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-OPTIONAL_FLOAT = (float, None)
-INTERVAL = PairOf(float)
+Int = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
-SCHEMA: dict[str, Any] = {
-    "format": str,
-    "version": int,
-    "run": {"command": str, "date": str, "machine": MappingOf(object), "seconds": float},
-    "model": {
-        "name": str,
-        "fingerprint": str,
-        "adapter": str,
-        "dtype": str,
-        "kv_bytes_per_token": int,
-        "opening_tokens": int,
-    },
-    "data": {"name": str, "sha256": str, "rows": int, "skipped": int, "output_tokens": int, "answer_tokens": int},
-    "settings": {
-        "k": [int],
-        "seed": int,
-        "limit": (int, None),
-        "max_tokens": int,
-        "new_tokens": int,
-        "baselines": [str],
-        "generate": bool,
-        "resamples": int,
-    },
-    "skipped": MappingOf(str),
-    "conditions": [
-        {
-            "name": str,
-            "k": (int, None),
-            "kv_bytes": int,
-            "cached_tokens": float,
-            "prompt_tokens": float,
-            "compression": OPTIONAL_FLOAT,
-            "metrics": MappingOf({"value": float, "gap_closed": OPTIONAL_FLOAT, "gap_closed_95": (INTERVAL, None)}),
-        }
-    ],
-    "rows": [
-        {
-            "prompt_tokens": int,
-            "input_tokens": int,
-            "output_tokens": int,
-            "answer_tokens": int,
-            "kind": (str, None),
-            "metrics": MappingOf(MappingOf(float)),
-        }
-    ],
-    "examples": [{"prompt": str, "input": str, "reference": str, "answers": MappingOf(str)}],
-    "retention": (
-        None,
-        [{"kind": str, "condition": str, "n": int, "correct": int, "score": float, "score_95": INTERVAL}],
-    ),
-    "judge": (
-        None,
-        [
-            {
-                "condition": str,
-                "against": str,
-                "wins": int,
-                "ties": int,
-                "losses": int,
-                "nonsense": int,
-                "win_rate": float,
-                "win_rate_95": INTERVAL,
-            }
-        ],
-    ),
-}
-"""The keys and kinds of a result: a tuple lists what a value may be, a list the kind of its items, `MappingOf` that
-of a mapping's values, `PairOf` that of two."""
+
+class Run(Plain):
+    command: str
+    date: str
+    machine: dict[str, Any]
+    seconds: float
+
+
+class Model(Plain):
+    name: str
+    fingerprint: str
+    adapter: str
+    dtype: str
+    kv_bytes_per_token: Int
+    opening_tokens: Int
+
+
+class Data(Plain):
+    name: str
+    sha256: str
+    rows: Int
+    skipped: Int
+    output_tokens: Int
+    answer_tokens: Int
+
+
+class Settings(Plain):
+    k: list[Int]
+    seed: Int
+    limit: Int | None
+    max_tokens: Int
+    new_tokens: Int
+    baselines: list[str]
+    generate: bool
+    resamples: Int
+
+
+class Figures(Plain):
+    value: float
+    gap_closed: float | None
+    gap_closed_95: Interval | None
+
+
+class Condition(Plain):
+    name: str
+    k: Int | None
+    kv_bytes: Int
+    cached_tokens: float
+    prompt_tokens: float
+    compression: float | None
+    metrics: dict[str, Figures]
+
+
+class RowFigures(Plain):
+    prompt_tokens: Int
+    input_tokens: Int
+    output_tokens: Int
+    answer_tokens: Int
+    kind: str | None
+    metrics: dict[str, dict[str, float]]
+
+
+class Example(Plain):
+    prompt: str
+    input: str
+    reference: str
+    answers: dict[str, str]
+
+
+class Retention(Plain):
+    kind: str
+    condition: str
+    n: Int
+    correct: Int
+    score: float
+    score_95: Interval
+
+
+class Verdicts(Plain):
+    condition: str
+    against: str
+    wins: Int
+    ties: Int
+    losses: Int
+    nonsense: Int
+    win_rate: float
+    win_rate_95: Interval
+
+
+class ResultFile(Plain):
+    """The keys and kinds of a result; metrics and answers are by condition's label."""
+
+    format: str
+    version: Int
+    run: Run
+    model: Model
+    data: Data
+    settings: Settings
+    skipped: dict[str, str]
+    conditions: list[Condition]
+    rows: list[RowFigures]
+    examples: list[Example]
+    retention: list[Retention] | None
+    judge: list[Verdicts] | None
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
     """Write a result, whole or not at all. Raises `DataError` where the file cannot be written."""
     rounded = round_floats(results)
-    _check(rounded, SCHEMA, "the result")
+    _check(rounded, "the result")
     content = json.dumps(rounded, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         write_atomically(Path(path), content.encode())
@@ -144,7 +173,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} is JSON but not a result; give a file that `gistlm eval --json` wrote")
     if results.get("version") != VERSION:
         raise DataError(f"{path} is a result of version {results.get('version')!r}; this gistlm reads {VERSION}")
-    _check(results, SCHEMA, str(path))
+    _check(results, str(path))
     return results
 
 
@@ -165,53 +194,20 @@ def round_floats(value: Any) -> Any:
 
 
 def is_of(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a kind of `SCHEMA`."""
+    """Whether a plain value is what a type of pydantic's, such as a `Plain` model, says."""
     try:
-        _check(value, kind, "")
-    except DataError:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
         return False
     return True
 
 
-def _check(value: Any, kind: Any, where: str) -> None:
-    """Raise `DataError` unless the value is of a kind of `SCHEMA`."""
-    if isinstance(kind, tuple):
-        options = [option for option in kind if option is not None]
-        if not (value is None and None in kind):
-            _check(value, options[0], where)
-    elif isinstance(kind, dict | MappingOf):
-        _check_mapping(value, kind, where)
-    elif isinstance(kind, list | PairOf):
-        if not isinstance(value, list) or (isinstance(kind, PairOf) and len(value) != 2):
-            _refuse(where, "a list of two" if isinstance(kind, PairOf) else "a list", value)
-        for place, item in enumerate(value):
-            _check(item, kind.kind if isinstance(kind, PairOf) else kind[0], f"{where}, entry {place}")
-    elif kind is not object and not _is(value, kind):
-        _refuse(where, kind.__name__, value)
-
-
-def _check_mapping(value: Any, kind: dict[str, Any] | MappingOf, where: str) -> None:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        _refuse(where, "a mapping with names", value)
-    if isinstance(kind, dict) and (missing := [name for name in kind if name not in value]):
-        raise DataError(f"{where} is no whole result: {missing[0]!r} is missing; run `gistlm eval` again")
-    for name, item in value.items():
-        expected = kind.kind if isinstance(kind, MappingOf) else kind.get(name, object)
-        _check(item, expected, f"{where}, {name!r}")
-
-
-def _is(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, kind) and kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # JSON can say 1e999
-    if kind is int:
-        return isinstance(value, int) and abs(value) < 1 << 63
-    return isinstance(value, kind)
-
-
-def _refuse(where: str, expected: str, value: Any) -> NoReturn:
-    raise DataError(f"{where} must be {expected}, got {str(value)[:60]!r}; run `gistlm eval` again")
+def _check(results: dict[str, Any], where: str) -> None:
+    try:
+        ResultFile.model_validate(results)
+    except ValidationError as error:
+        mistake = first_mistake(error, ResultFile)
+        raise DataError(f"{where} is no whole result: {mistake}; run `gistlm eval` again") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from gistlm.engines.base import Engine, Request, sampled
 from gistlm.engines.sampling import Sampling
@@ -38,7 +40,7 @@ def measure(
     on_progress: OnProgress | None = None,
     resume_log: ResumeLog | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores of every kind under every condition: the list "retention" of `results.SCHEMA`.
+    """Scores of every kind under every condition: the list "retention" of `results.ResultFile`.
 
     ks: numbers of gist tokens. limit: most probes of each kind, where that is less than `PER_KIND`. on_progress:
     called with the answers that are done, and with all of them. resume_log: keeps the scores of every kind as soon as
@@ -54,14 +56,13 @@ def measure(
     asked = [(probe.kind, probe.prompt, probe.input, probe.expected) for probe in probes]
     work = resume_log.name(probes=asked, conditions=labels)
     n, entries = len(probes) // len(KINDS), list[dict[str, Any]]()
+    expected = dict[str, Annotated[int, Field(strict=True, ge=0, le=n)]]
     progress = Progress(len(probes) * len(labels), on_progress)
     for place, kind in enumerate(KINDS, 1):
         own = [probe for probe in probes if probe.kind == kind]
         right = resume_log.measured(
             f"{work} {kind}",
-            lambda counts: (
-                is_of(counts, dict.fromkeys(labels, int)) and all(0 <= each <= n for each in counts.values())
-            ),
+            lambda counts: is_of(counts, expected) and counts.keys() == set(labels),
             partial(_count, own, engine, ks, labels, progress),
         )
         progress.reach(place * n * len(labels))

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from gistlm.data.rows import Row, check_count, read_rows
+from gistlm.data.rows import Row, read_rows
 from gistlm.engines.base import Engine, Request, sampled
 from gistlm.engines.batches import batches
 from gistlm.engines.sampling import Sampling
-from gistlm.errors import DataError, InputError
+from gistlm.errors import DataError
 from gistlm.evaluation import describe, metrics
 from gistlm.evaluation.baselines import BASELINES, Source
 from gistlm.evaluation.conditions import FULL, EvalCondition, EvalConditions, check_baselines
@@ -26,47 +27,37 @@ from gistlm.evaluation.measurements import Measurements
 from gistlm.evaluation.progress import OnProgress, Progress
 from gistlm.evaluation.resume_log import ResumeLog
 from gistlm.evaluation.words import LLMLINGUA2
+from gistlm.options import Options
 
 MAX_LOGITS = 1 << 26
 """Numbers in the largest table of log-probabilities that is kept for comparison (256 MiB)."""
 
 
-@dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Options):
     """What is measured, and how much of it."""
 
-    ks: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Numbers of gist tokens."""
-    baselines: tuple[str, ...] = tuple(BASELINES)
-    """Names of `baselines.BASELINES`."""
-    limit: int | None = None
+    ks: Annotated[
+        tuple[PositiveInt, ...], Field(strict=False, min_length=1), AfterValidator(lambda ks: tuple(sorted(set(ks))))
+    ] = (1, 2, 4, 8, 16)
+    """Numbers of gist tokens; kept by size, each once."""
+    baselines: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(check_baselines)] = tuple(BASELINES)
+    """Names of `baselines.BASELINES`; kept each once."""
+    limit: PositiveInt | None = None
     """Use the first rows only."""
-    max_tokens: int = 1024
+    max_tokens: PositiveInt = 1024
     """Leave out rows with more tokens of prompt, input and output."""
-    new_tokens: int = 64
+    new_tokens: PositiveInt = 64
     """Most tokens of a generated answer."""
     generate: bool = True
     """Whether answers are generated, by every condition."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Most rows that run together; there are fewer where they would have more than the engine's `batch_tokens`."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the bootstrap and of the untrained gist tokens."""
-    resamples: int = 2000
+    resamples: PositiveInt = 2000
     """Of the bootstrap."""
     classifier: str = LLMLINGUA2
     """The token classifier of the llmlingua2 baseline."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "new_tokens", "batch_size", "resamples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        check_count("limit", self.limit)
-        if self.seed < 0:
-            raise InputError(f"seed must be 0 or more, got {self.seed}")
-        if not self.ks:
-            raise InputError("k must name at least one number of gist tokens, for example 1,4,16")
-        object.__setattr__(self, "ks", tuple(sorted(set(self.ks))))
-        object.__setattr__(self, "baselines", tuple(check_baselines(self.baselines)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ class Evaluation:
     """What was measured on a file of rows."""
 
     results: dict[str, Any]
-    """`results.SCHEMA` without "format", "version" and "run"."""
+    """A `results.ResultFile` without "format", "version" and "run"."""
     rows: list[Row] = field(repr=False)
     """The rows that were measured, in the file's order."""
     answers: dict[str, list[str]] = field(repr=False)
@@ -143,7 +134,7 @@ def measure(
     units = len(conditions.all) * (3 if config.generate else 1)
     progress = Progress(len(rows) * units, on_progress)
     work = resume_log.name(
-        config=asdict(config),
+        config=config.model_dump(mode="json"),
         batch_tokens=engine.batch_tokens,
         skipped=list(conditions.skipped),
         rows=[asdict(row) for row in rows],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ class Checkpoint:
         embeddings = initial_embeddings(reader, learned, options.seed, anchored=options.anchored)
         frozen = options.recipe == Recipe.FROZEN
         prompt_format = default_format(tokenizer, reader.config.is_encoder_decoder)
-        prompts = PromptTokenizer(tokenizer, replace(prompt_format, opening_visible=frozen))
+        prompts = PromptTokenizer(tokenizer, prompt_format.replace(opening_visible=frozen))
         writer: Any = reader
         if options.lora_rank:
             with torch.random.fork_rng():

@@ -14,7 +14,6 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +127,9 @@ def _format(tokenizer: Any, encodes: bool) -> PromptFormat:
     paper = paper_format(tokenizer, encodes)
     token = tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids(GIST_TOKEN)]
     if token.lstrip:
-        paper = replace(paper, prompt=paper.prompt.rstrip())
+        paper = paper.replace(prompt=paper.prompt.rstrip())
     if token.rstrip:
-        paper = replace(paper, rest=paper.rest.lstrip(), rest_without_input=paper.rest_without_input.lstrip())
+        paper = paper.replace(rest=paper.rest.lstrip(), rest_without_input=paper.rest_without_input.lstrip())
     return paper
 
 
