@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gistlm.data.rows import Row, check_count, read_rows
-from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.base import Engine, Request, with_sampling
 from gistlm.engines.batches import batches
 from gistlm.engines.sampling import Sampling
 from gistlm.errors import DataError, InputError
@@ -195,7 +195,7 @@ def _generate(
     answers, targets = list[str](), list[list[int]]()
     for condition, asked in requests.items():
         sampling = Sampling(max_new_tokens=config.new_tokens)
-        completions = engine.complete(sampled(asked, sampling))
+        completions = engine.complete(with_sampling(asked, sampling))
         for place, completion in zip(places, completions, strict=True):
             measurements.answers[condition.label][place] = completion.text
             if condition == FULL:
