@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
@@ -113,7 +113,7 @@ class Gists:
         self.requests = [Request(text, gist) for text, gist in zip(workload.inputs, gists, strict=True)]
 
     def answer(self, new_tokens: int) -> list[str]:
-        completions = self.model.complete(sampled(self.requests, Sampling(max_new_tokens=new_tokens)))
+        completions = self.model.complete(with_sampling(self.requests, Sampling(max_new_tokens=new_tokens)))
         return [completion.text for completion in completions]
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from worker import Worker
 
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistlmError, InputError
@@ -135,7 +135,7 @@ def make_call(model: GistModel, settings: Settings, call: str) -> Callable[[], o
         return lambda: model.compress(prompts, settings.k)
     requests = [Request(QUESTION, prompt=prompt) for prompt in prompts]
     if call == "complete":
-        return lambda: model.complete(sampled(requests, Sampling(max_new_tokens=settings.output_tokens)))
+        return lambda: model.complete(with_sampling(requests, Sampling(max_new_tokens=settings.output_tokens)))
     output = fit_text(draw, settings.output_tokens, lambda text: len(ids.output_ids(text)))
     return lambda: model.score([QUESTION] * settings.rows, [output] * settings.rows, prompts=prompts)
 

@@ -19,7 +19,7 @@ from gistlm.errors import GistlmError, InputError
 from gistlm.evaluation.results import label, read_results
 from gistlm.evaluation.statistics import compressed_rows, gap_over_rows, paired_differences, row_counts
 from gistlm.files import write_atomically
-from gistlm.gisting.placement import FEW, FEW_PART
+from gistlm.gisting.placement import KEPT_PER_DROPPED, MAX_DROPPED
 from gistlm.models.config import CONFIG
 
 FILES = (CONFIG, "gist_embeddings.safetensors", "adapter_config.json", "adapter_model.safetensors")
@@ -217,7 +217,9 @@ def card(runs: list[str], training: dict[str, Any], kept: int, measured: Measure
         if config["anchored"] is False
         else "anchored to the prompt's rarest tokens",
         learned=f"Learned gist tokens: {learned}",
-        kept=KEPT.format(kept=kept, few=FEW, part=FEW_PART, taught=TAUGHT if config.get("probe_weight") else "")
+        kept=KEPT.format(
+            kept=kept, few=MAX_DROPPED, part=KEPT_PER_DROPPED, taught=TAUGHT if config.get("probe_weight") else ""
+        )
         if kept
         else "",
         max_k=learned + kept,

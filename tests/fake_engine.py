@@ -94,7 +94,7 @@ class FakeEngine(Engine):
         import torch
 
         from gistlm.gist import DTYPES, Gist
-        from gistlm.gist_file import GistInfo
+        from gistlm.gist_file import Provenance
 
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -107,7 +107,7 @@ class FakeEngine(Engine):
         source = torch.Generator().manual_seed(int(prompt_hash[:15], 16))
         whole = torch.randn(2, _LAYERS, _HEADS, MAX_K, _HEAD_DIM, generator=source)[:, :, :, :k].to(DTYPES[self.dtype])
         keys, values = (tuple(layer.contiguous() for layer in side) for side in whole)
-        info = GistInfo(
+        info = Provenance(
             model=self.fingerprint,
             adapter=sha256(b"fake adapter"),
             base=self.name,

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from gistlm.gist import Gist
-from gistlm.gist_file import GistInfo
+from gistlm.gist_file import Provenance
 from gistlm.store.disk import DiskStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
 _CONTEXT.set_forkserver_preload(["__main__", "gistlm.store.disk"])
 
 
-def make_info(**changes: Any) -> GistInfo:
+def make_info(**changes: Any) -> Provenance:
     """Where a made-up gist comes from."""
     made_up = {"model": "5eed" * 16, "adapter": "ada0" * 16, "base": "tiny", "prompt_sha256": "ab12" * 16}
-    return GistInfo(**{**made_up, "prompt_tokens": 30, "start": 3, **changes})
+    return Provenance(**{**made_up, "prompt_tokens": 30, "start": 3, **changes})
 
 
 def make_gist(

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from gistlm.data.rows import Row
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistMismatchError, InputError
@@ -122,7 +122,7 @@ def test_the_cached_path_equals_one_pass_under_the_mask(kind: str, recipe: str) 
     for _ in range(BATCHES):
         requests, prompts = random_requests(model, generator)
         states = [one_pass.states(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
-        answers = model.complete(sampled(requests, Sampling(max_new_tokens=NEW_TOKENS)))
+        answers = model.complete(with_sampling(requests, Sampling(max_new_tokens=NEW_TOKENS)))
         outputs = [random_text(generator, 1 + row) for row in range(len(requests))]
         cached = model.logits(requests, outputs)
         for state, answer, output, logits in zip(states, answers, outputs, cached, strict=True):
@@ -155,13 +155,13 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, rec
     last, passes = int(batch.output_lengths.min()), passes_of(checkpoint)
     full, encoded = passes.full_prompt(batch, last)
     cached = {
-        Condition.GIST: passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, last),
+        Condition.GIST: passes.run_rest(batch, passes.write(encoded, batch)[0], Condition.GIST, last),
         Condition.POSITIVE: full,
-        Condition.NEGATIVE: passes.rest(batch, None, Condition.NEGATIVE, last),
+        Condition.NEGATIVE: passes.run_rest(batch, None, Condition.NEGATIVE, last),
     }
     if recipe == "paper":  # a frozen adapter does not act on all columns of one pass
         for condition, logits in cached.items():
-            torch.testing.assert_close(logits, passes.one_pass(batch, condition, last), atol=1e-4, rtol=0)
+            torch.testing.assert_close(logits, passes.masked_pass(batch, condition, last), atol=1e-4, rtol=0)
     for place, (row, k) in enumerate(zip(rows, ks, strict=True)):
         asked = {
             Condition.GIST: Request(row.input, gists=model.compress(row.prompt, k=k)),

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from tiny import TESTED, WINDOW, random_text, save_tiny, shake, tiny_checkpoint, tiny_model
+from tiny import TESTED, WINDOW, prepared_batch, random_text, save_tiny, shake, tiny_checkpoint, tiny_model
 from torch import Tensor
 
 from gistlm.compress import encode_prompts, place, write_gists
 from gistlm.data.sources import Row
-from gistlm.engines.base import Completion, Request, sampled
+from gistlm.engines.base import Completion, Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
@@ -243,7 +243,7 @@ def loaded(kind: str, recipe: str, opening_visible: bool, kept: int = 0) -> tupl
     )
     if kept and opening_visible:
         checkpoint.probe_embeddings.data = torch.randn(3, checkpoint.gist_embeddings.shape[1])
-    checkpoint.fit_weights.data.zero_()  # no mask says what fitting does: test_observe
+    checkpoint.fit_strengths.data.zero_()  # no mask says what fitting does: tests/gisting/test_kept_tokens.py
     # decoded to numbers, so that two answers are the same text only when they are the same tokens
     checkpoint.prompts.decode = lambda ids: " ".join(map(str, ids))  # type: ignore[method-assign]
     return GistModel(checkpoint, batch_size=16), OnePass(checkpoint, kind)
@@ -302,14 +302,14 @@ def as_one_row(checkpoint: Checkpoint, kind: str, request: Request, prompt: str)
 
 def cached_logits(model: GistModel, requests: list[Request]) -> list[Tensor]:
     """Logits [tokens - 1, vocabulary] of each request's fresh tokens, all but the last, through the cache."""
-    prepared = model._prepare(requests, 0)
+    prepared = prepared_batch(model, requests)
     every = model._layout.output_logits(prepared, prepared.tokens.shape[1] - 1)
     lengths = prepared.fresh_lengths.tolist()
     return [row[len(row) - (length - 1) :] for row, length in zip(every, lengths, strict=True)]
 
 
 def completions(model: GistModel, requests: list[Request]) -> list[Completion]:
-    return model.complete(sampled(requests, Sampling(max_new_tokens=NEW_TOKENS)))
+    return model.complete(with_sampling(requests, Sampling(max_new_tokens=NEW_TOKENS)))
 
 
 @pytest.mark.parametrize(("kind", "recipe", "opening_visible", "kept"), CASES)
@@ -404,12 +404,12 @@ def test_the_two_forms_that_training_may_use_give_the_same_logits(kind: str, ope
     passes = passes_of(checkpoint)
     full, encoded = passes.full_prompt(batch, last)
     cached = {
-        Condition.GIST: passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, last),
+        Condition.GIST: passes.run_rest(batch, passes.write(encoded, batch)[0], Condition.GIST, last),
         Condition.POSITIVE: full,
-        Condition.NEGATIVE: passes.rest(batch, None, Condition.NEGATIVE, last),
+        Condition.NEGATIVE: passes.run_rest(batch, None, Condition.NEGATIVE, last),
     }
     for condition, logits in cached.items():
-        whole = passes.one_pass(batch, condition, last)
+        whole = passes.masked_pass(batch, condition, last)
         torch.testing.assert_close(logits, whole, atol=TOLERANCE, rtol=0)
     assert not torch.allclose(cached[Condition.GIST], full, atol=0.01)
     assert not torch.allclose(cached[Condition.GIST], cached[Condition.NEGATIVE], atol=0.01)
@@ -426,7 +426,7 @@ def test_training_reads_the_gists_that_are_compressed(kind: str) -> None:
     batch = collate([tokenize(row, model.checkpoint.prompts) for row in rows], sizes)
     passes = passes_of(model.checkpoint)
     _, encoded = passes.full_prompt(batch, 3)
-    logits = passes.rest(batch, passes.write(encoded, batch)[0], Condition.GIST, int(batch.output_lengths.max()))
+    logits = passes.run_rest(batch, passes.write(encoded, batch)[0], Condition.GIST, int(batch.output_lengths.max()))
     gists = [model.compress(row.prompt, k) for row, k in zip(rows, sizes, strict=True)]
     assert [gist.provenance.kept for gist in gists] == [4, 8, 0, 11]
     scores = model.score([row.input for row in rows], [row.output for row in rows], gists)
@@ -443,7 +443,7 @@ def same_bits(model: GistModel, stock: Any, texts: list[str]) -> bool:
     """Whether requests without a gist get the stock model's logits to the last bit, alone and in a batch."""
     for text in texts:
         ids = model.checkpoint.prompts.request_ids(None, text)
-        prepared = model._prepare([Request(text)], 0)
+        prepared = prepared_batch(model, [Request(text)])
         assert prepared.tokens.tolist() == [ids]
         with torch.no_grad():
             plain = stock(torch.tensor([ids])).logits
@@ -485,7 +485,7 @@ def test_without_a_gist_a_frozen_model_generates_from_the_stock_models_bits(kind
     checkpoint.reader.to(dtype)
     model = GistModel(checkpoint)
     model.compress("the prompt of someone else", 5)
-    prepared = model._prepare([Request("hello")], 4)
+    prepared = prepared_batch(model, [Request("hello")], 4)
     asked = {"output_logits": True, "return_dict_in_generate": True}
     ours = model._generate(prepared, [Sampling(max_new_tokens=4)], **asked)
     own = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": model._ending_ids, "pad_token_id": 0}

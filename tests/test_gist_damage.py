@@ -18,7 +18,7 @@ from tiny import tiny_checkpoint
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import GistFileError, GistMismatchError
 from gistlm.gist import Gist
-from gistlm.gist_file import MAX_HEADER_BYTES, VERSIONS, header
+from gistlm.gist_file import MAX_HEADER_BYTES, VERSIONS, file_metadata
 
 GISTS = {version: make_gist(k=2, layers=1, width=1, version=version) for version in VERSIONS}
 GIST = GISTS[VERSIONS[-1]]
@@ -26,7 +26,7 @@ GIST = GISTS[VERSIONS[-1]]
 
 def file_of(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
     """A safetensors file with a gist's metadata, changed; its hash is that of `GIST`."""
-    whole = {**header(GIST.id, GIST.provenance), **metadata}
+    whole = {**file_metadata(GIST.id, GIST.provenance), **metadata}
     return save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, whole)
 
 
@@ -96,7 +96,7 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     st.sampled_from(["whole", "__metadata__", "gist", "tensor"]),
 )
 def test_any_json_in_the_header_is_refused(value: Any, where: str) -> None:
-    metadata: Any = {**header(GIST.id, GIST.provenance), "gist": json.dumps(value)}
+    metadata: Any = {**file_metadata(GIST.id, GIST.provenance), "gist": json.dumps(value)}
     made: Any = {"__metadata__": value if where == "__metadata__" else metadata}
     if where == "tensor":
         made["layers.0.key"] = value
@@ -197,7 +197,7 @@ def test_metadata_that_is_not_this_gists_is_refused(metadata: dict[str, str], ma
     ids=lambda each: next(iter(each)),
 )
 def test_missing_metadata_is_refused(changed: dict[str, None]) -> None:
-    metadata = header(GIST.id, GIST.provenance)
+    metadata = file_metadata(GIST.id, GIST.provenance)
     assert_refused(save_tensors(TENSORS, {name: value for name, value in metadata.items() if name not in changed}))
 
 
@@ -228,7 +228,7 @@ def _tensor(shape: list[int], dtype: str = "F32", end: int = 0) -> dict[str, Any
     ids=json.dumps,
 )
 def test_impossible_tensors_are_refused_before_memory_is_taken(entry: dict[str, Any]) -> None:
-    made = {"__metadata__": header(GIST.id, GIST.provenance), "layers.0.key": entry, "layers.0.value": entry}
+    made = {"__metadata__": file_metadata(GIST.id, GIST.provenance), "layers.0.key": entry, "layers.0.value": entry}
     assert_refused(with_header(made, bytes(16)))
 
 
@@ -305,7 +305,7 @@ def test_numbers_that_are_not_finite_are_neither_read_nor_written(
     gist = make_gist(k=2, layers=2, width=1, dtype=dtype)
     gist.values[1][0, 1, 0] = number
     with pytest.raises(GistFileError, match=r"not finite, in layers\.1\.value"):
-        Gist.from_bytes(save_tensors(gist._tensors(), header(gist.id, gist.provenance)))
+        Gist.from_bytes(save_tensors(gist._tensors(), file_metadata(gist.id, gist.provenance)))
     with pytest.raises(GistFileError, match="cannot be saved: it holds numbers that are not finite"):
         gist.save(tmp_path / "x.gist")
     assert not any(tmp_path.iterdir())

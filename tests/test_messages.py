@@ -11,7 +11,7 @@ import torch
 from fake_engine import FakeEngine
 from tiny import tiny_checkpoint
 
-from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.base import Engine, Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
@@ -46,7 +46,7 @@ CALLS: dict[str, Call] = {
         [talk, "hm"], [gist, None], prompts=[prompt, None], max_new_tokens=5
     ),
     "complete": lambda made, talk, gist, prompt: made.complete(
-        sampled([Request(talk, gist, prompt)], Sampling(max_new_tokens=5))
+        with_sampling([Request(talk, gist, prompt)], Sampling(max_new_tokens=5))
     ),
     "stream": lambda made, talk, gist, prompt: list(made.stream(talk, gist, prompt=prompt, max_new_tokens=5)),
     "score": lambda made, talk, gist, prompt: made.score(talk, "it is", gist, prompts=prompt).tolist(),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny, save_tiny_checkpoint, tiny_checkpoint
 
 from gistlm import GistModel
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.errors import GistlmError, InputError, ModelError
 from gistlm.models.catalog import load_checkpoint
@@ -157,9 +157,9 @@ def test_tokens_of_a_batch_are_counted_without_the_padding_after_a_stop_string()
     text = model().generate("hello there", max_new_tokens=6)
     stop = text[: max(1, len(text) // 3)]
     sampling = Sampling(max_new_tokens=6, stop=stop)
-    alone = model().complete(sampled([request], sampling))[0]
+    alone = model().complete(with_sampling([request], sampling))[0]
     longer = next(
         word for word in ("other", "words", "go", "on") if stop not in model().generate(word, max_new_tokens=6)
     )
-    together = model().complete(sampled([request, Request(longer)], sampling))[0]
+    together = model().complete(with_sampling([request, Request(longer)], sampling))[0]
     assert together.new_tokens == alone.new_tokens

@@ -13,14 +13,14 @@ from tiny import tiny_checkpoint
 from torch import nn
 
 from gistlm.data.rows import Row
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.gist import Gist
 from gistlm.gisting.placement import Condition
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Examples, collate
-from gistlm.training.objectives import Weights, frozen_loss, paper_loss, passes_of
+from gistlm.training.objectives import LossWeights, frozen_loss, paper_loss, passes_of
 from gistlm.training.validation import hash_weights, measure
 
 CASES = [
@@ -49,7 +49,7 @@ def on_card(kind: str, options: dict[str, Any], probes: int = 0) -> Checkpoint:
         made.probe_embeddings = nn.Parameter(torch.randn(probes, made.gist_embeddings.shape[1]))
     for model in (made.reader, made.writer):
         move_module(model)
-    for name in ("gist_embeddings", "fit_weights", "probe_embeddings"):
+    for name in ("gist_embeddings", "fit_strengths", "probe_embeddings"):
         setattr(made, name, nn.Parameter(OnCard(getattr(made, name).detach()), requires_grad=False))
     return made
 
@@ -67,8 +67,8 @@ def test_answers_scores_and_streams_are_those_of_the_cpu(kind: str, options: dic
     outputs = ["an answer", "b", "c d"]
     pairs = zip(there.logits(requests(there), outputs), here.logits(requests(here), outputs), strict=True)
     assert all(torch.allclose(one.cpu(), other, atol=1e-4) for one, other in pairs)
-    answers = [answer.text for answer in there.complete(sampled(requests(there), SAMPLING))]
-    assert answers == [answer.text for answer in here.complete(sampled(requests(here), SAMPLING))]
+    answers = [answer.text for answer in there.complete(with_sampling(requests(there), SAMPLING))]
+    assert answers == [answer.text for answer in here.complete(with_sampling(requests(here), SAMPLING))]
     gist = there.compress(PROMPTS[0], 3)
     assert "".join(there.stream("hi", gist, max_new_tokens=5)) == answers[0]
     assert not isinstance(there.score("hi", "abc", gist), OnCard)
@@ -80,8 +80,8 @@ def test_a_gist_goes_to_its_file_and_back(kind: str, options: dict[str, Any], tm
     gist = model.compress(PROMPTS[0], 3)
     read = Gist.load(gist.save(tmp_path / "x.gist"))
     assert not isinstance(read.keys[0], OnCard)
-    assert model.complete(sampled([Request("hi", read)], SAMPLING)) == model.complete(
-        sampled([Request("hi", gist)], SAMPLING)
+    assert model.complete(with_sampling([Request("hi", read)], SAMPLING)) == model.complete(
+        with_sampling([Request("hi", gist)], SAMPLING)
     )
 
 
@@ -118,7 +118,7 @@ def one_step(checkpoint: Checkpoint, device: str, paper: bool) -> torch.Tensor:
     batch, passes = collate(examples.examples, [2, 5], device), passes_of(checkpoint)
     if paper:
         return paper_loss(passes, batch, Condition.GIST)
-    share = Weights(cross_entropy=0.5, probe=0.3 if checkpoint.config.kept else 0.0)
+    share = LossWeights(cross_entropy=0.5, probe=0.3 if checkpoint.config.kept else 0.0)
     return frozen_loss(passes, batch, share)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -17,6 +17,11 @@ from gistlm.models.config import CheckpointConfig, Recipe
 from gistlm.models.embeddings import initial_embeddings
 from gistlm.models.loading import fingerprint_weights
 from gistlm.prompt import PromptFormat, PromptTokenizer, default_format
+
+if TYPE_CHECKING:
+    from gistlm.engines.base import Request
+    from gistlm.engines.layout import Prepared
+    from gistlm.engines.transformers import GistModel
 
 CONTEXT = 512
 WINDOW = 16
@@ -273,3 +278,8 @@ def random_text(generator: torch.Generator, length: int) -> str:
     letters = torch.randint(0, 32, (length,), generator=generator).tolist()
     text = "".join("abcdefghijklmnopqrstuvwxyz      "[letter] for letter in letters)
     return "x" + text[1:-1] + "y" if length > 1 else "x"
+
+
+def prepared_batch(model: GistModel, requests: list[Request], room: int = 0) -> Prepared:
+    """Requests as one batch, with ``room`` for tokens to come."""
+    return model._layout.prepare([model._row(request, room=room) for request in requests])

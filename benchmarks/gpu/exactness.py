@@ -31,7 +31,7 @@ import test_encoder_exactness as encoders
 import test_exactness as decoders
 from tiny import save_tiny
 
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.models.catalog import load_checkpoint
@@ -141,7 +141,11 @@ def difference(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) ->
 
 def other_answers(model: GistModel, again: GistModel, requests: list[Request]) -> int:
     """How many greedy answers are not those of the CPU, and whether the first is streamed otherwise."""
-    pairs = zip(model.complete(sampled(requests, SAMPLING)), again.complete(sampled(requests, SAMPLING)), strict=True)
+    pairs = zip(
+        model.complete(with_sampling(requests, SAMPLING)),
+        again.complete(with_sampling(requests, SAMPLING)),
+        strict=True,
+    )
     first = requests[0]
     streamed = "".join(
         model.stream(first.input, first.gist, prompt=first.prompt, max_new_tokens=SAMPLING.max_new_tokens)

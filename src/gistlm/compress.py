@@ -1,15 +1,16 @@
-"""Prompts in, gists out: the cached form of the gist mask, batched and differentiable.
+"""Turn prompts into gists: prefill, run the gist tokens over the KV cache, keep their keys and values.
 
-The prompt runs through the reader, the gist tokens through the writer over the prompt's cache, and the gist tokens'
-slice of that cache is the gist, with the kept tokens behind it. There are three forms, and each is needed:
+`compress` is for use; the functions below it serve training too and let gradients through the writer. The reader
+encodes the prompt, and the writer runs the gist tokens over the prompt's cache. The gist is the gist tokens' slice of
+the cache, followed by any kept tokens' keys and values from the prompt's slice. There are three forms:
 
     two passes   `encode_prompts`, then `write_gists`. Training needs it: the prompt's pass takes no gradients. Exact
-                 for every decoder, so `compress` uses it where `one_pass` was not tried.
+                 for every decoder, so `compress` uses it for architectures not in `TESTED`.
     one pass     `one_pass`, of prompts and gist tokens side by side, with the adapter kept off the prompt's columns.
                  Layers are run once, so that compressing takes about as long as encoding (docs/experiments.md).
-    encoder      `encode_gists`: prompt and gist tokens read each other, so no pass of the prompt alone would do.
+    encoder      `encode_gists`: prompt and gist tokens attend to each other, so the prompt cannot be encoded alone.
 
-Counts and positions come from `Placement`. Knows nothing of generation, files or training.
+Counts and positions come from `Placement`. Knows nothing of generation, and of files only `Provenance`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from transformers import DynamicCache
 
 from gistlm.errors import InputError
 from gistlm.gist import Gist
-from gistlm.gist_file import GistInfo
+from gistlm.gist_file import Provenance
 from gistlm.gisting.encoder_attention import encode
 from gistlm.gisting.kept_tokens import KeepingPass
 from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad
-from gistlm.gisting.placement import READ_AGAIN, Condition, Part, Placed, behind, left_positions
+from gistlm.gisting.placement import READ_AGAIN, Condition, Part, Placed, after_opening, left_positions
 from gistlm.models.architecture import TESTED
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.config import Recipe
@@ -43,18 +44,19 @@ class Encoded:
     """Left-padded prompts after their pass through the reader."""
 
     key_values: KeyValues
+    """Keys and values of the prompts' N columns."""
     tokens: Tensor
     """[batch, N] ids"""
     parts: Tensor
     """[batch, N] of `Part`: PAD or PROMPT"""
     placed: Placed
-    """For the gists that are to be written."""
-    mass: list[Tensor] | None = None
-    """By layer, the rest's attention mass on the prompt, [batch, kv_heads, N], if it was recorded"""
+    """Where the gists that are to be written stand."""
+    rest_mass: list[Tensor] | None = None
+    """The rest's attention mass on the prompt, one [batch, kv_heads, N] per layer; set by training only"""
 
 
 def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gist]:
-    """One gist of k tokens per prompt, on the model's device; with kept tokens, of no more than the prompt has.
+    """One gist of k tokens per prompt, on the model's device. With kept tokens, no gist is longer than its prompt.
 
     Raises `InputError` for an empty prompt, an impossible k, or keys and values that the model's dtype cannot hold,
     `PromptTooLongError` for too long a prompt.
@@ -84,23 +86,28 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
 
 
 def place(checkpoint: Checkpoint, parts: Tensor, k: int | Tensor) -> Placed:
-    """Where prompts, whose parts are [batch, N], and gists of at most k tokens, of all or [batch] of each, stand."""
+    """`Placement.place` for left-padded prompts. parts: [batch, N]; k: one number for all rows, or [batch]."""
     lengths = (parts != Part.PAD).sum(dim=1)
     return checkpoint.placement.place(lengths, k if isinstance(k, Tensor) else torch.full_like(lengths, k))
 
 
 def may_be_one_pass(checkpoint: Checkpoint) -> bool:
-    """Whether the adapter can be kept off a prompt in the pass that writes its gist: where the prompt passes the bare
-    base, in architectures whose linear layers are known to take [batch, tokens, channels]. A `paper` model reads the
-    prompt with its adapter.
+    """Whether prompts and gist tokens may go through the writer in one pass.
+
+    They may if there is no adapter to keep off the prompt's columns, or if it can be kept off them: under `frozen`, in
+    architectures whose linear layers are known to take [batch, tokens, channels]. Under `paper` the prompt must pass
+    the adapter too.
     """
     known = checkpoint.architecture.name in TESTED or checkpoint.architecture.encodes
     frozen_and_known = checkpoint.config.recipe == Recipe.FROZEN and known
-    return frozen_and_known or not checkpoint.adapter_on_last
+    return frozen_and_known or checkpoint.adapter_on_last.is_empty
 
 
 def encode_prompts(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, placed: Placed) -> Encoded:
-    """Run left-padded prompts (ids, opening included, and `Part`s, [batch, N]) through the reader as causal text."""
+    """Run left-padded prompts through the reader as causal text.
+
+    tokens, parts: ids and `Part`s [batch, N], opening included.
+    """
     positions = left_positions(parts, placed.prompt_start)
     cache = DynamicCache()
     reader = checkpoint.reader.get_decoder()
@@ -112,11 +119,12 @@ def encode_prompts(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, placed
 def write_gists(checkpoint: Checkpoint, encoded: Encoded, learned: int) -> tuple[KeyValues, list[Tensor] | None]:
     """Run ``learned`` gist tokens over encoded prompts.
 
-    Returns keys and values [batch, kv_heads, learned + most kept, head_dim] and, if tokens are kept, the probe queries'
-    attention mass by layer. Where a prompt keeps fewer tokens than another, what is behind them means nothing.
+    Returns the gists' keys and values [batch, kv_heads, learned + largest number kept, head_dim] and, if the checkpoint
+    keeps tokens, the probe queries' attention mass, one [batch, kv_heads, N] per layer, else None. In a row that keeps
+    fewer tokens than another, ignore the last columns.
     """
     placed = encoded.placed
-    inputs, parts = _behind_prompts(checkpoint, encoded.tokens, encoded.parts, learned)
+    inputs, parts = _columns_after_prompts(checkpoint, encoded.tokens, encoded.parts, learned)
     positions = left_positions(parts, placed.gist_start)
     masks = checkpoint.architecture.masks(
         torch.cat([encoded.parts, parts], dim=1),
@@ -137,17 +145,17 @@ def write_gists(checkpoint: Checkpoint, encoded: Encoded, learned: int) -> tuple
 
 
 def one_pass(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, placed: Placed, learned: int) -> KeyValues:
-    """What `encode_prompts` and `write_gists` give, in one pass of prompts and gist tokens side by side.
+    """The keys and values that `write_gists` returns, from one pass of prompts and gist tokens side by side.
 
-    Without a rest the gist mask is the plain causal one, so the model's own serves.
+    Without a rest the gist mask is the plain causal mask, so the model builds it itself.
     """
-    inputs, more = _behind_prompts(checkpoint, tokens, parts, learned)
-    whole = torch.cat([parts, more], dim=1)
-    with checkpoint.adapter_on_last(more.shape[1]):
+    inputs, parts_after = _columns_after_prompts(checkpoint, tokens, parts, learned)
+    whole = torch.cat([parts, parts_after], dim=1)
+    with checkpoint.adapter_on_last(parts_after.shape[1]):
         key_values, _ = _run_writer(
             checkpoint,
             parts,
-            more,
+            parts_after,
             (learned, placed.kept),
             None,
             inputs_embeds=torch.cat([checkpoint.reader.get_input_embeddings()(tokens), inputs], dim=1),
@@ -158,26 +166,36 @@ def one_pass(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, placed: Plac
 
 
 def gist_inputs(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int) -> Tensor:
-    """The input embeddings of k gist tokens behind each prompt: [batch, k, hidden].
+    """Input embeddings [batch, k, hidden] of the k gist tokens that run after each prompt.
 
     tokens, parts: ids and `Part`s of the prompts, opening included, [batch, N].
     """
     inputs = checkpoint.gist_embeddings[:k].expand(len(tokens), -1, -1)
     if checkpoint.config.anchored:
-        anchors = anchor_ids(tokens, _own(checkpoint, parts), k)
+        anchors = anchor_ids(tokens, _after_template_opening(checkpoint, parts), k)
         embed = checkpoint.reader.get_input_embeddings()
         inputs = inputs + embed(anchors.clamp_min(0)) * (anchors >= 0)[:, :, None]
     return inputs.to(checkpoint.reader.dtype)
 
 
-def _own(checkpoint: Checkpoint, parts: Tensor) -> Tensor:
-    """bool [batch, N]: which columns hold the prompt's own tokens, not padding and not the template's opening."""
-    return behind(parts, len(checkpoint.prompts.opening_ids))
+def _after_template_opening(checkpoint: Checkpoint, parts: Tensor) -> Tensor:
+    """bool [batch, N]: which columns hold prompt tokens after the template's opening, whether that is visible or not.
+
+    Anchors and repeated tokens come from these, because the opening says nothing of the prompt. The tokens that a gist
+    replaces (`_compressed`) are others: if the opening is not visible, the gist replaces it too.
+    """
+    return after_opening(parts, len(checkpoint.prompts.opening_ids))
+
+
+def _compressed(checkpoint: Checkpoint, parts: Tensor) -> Tensor:
+    """bool [batch, N]: which columns hold prompt tokens after the visible opening, that is, those a gist replaces."""
+    return after_opening(parts, checkpoint.placement.opening)
 
 
 def _probe_embeddings(checkpoint: Checkpoint) -> Any:
-    """Input embeddings [probes, hidden] of the probe queries that are the same for every prompt: learned ones, or those
-    of an empty rest.
+    """Input embeddings [probes, hidden] of the probe queries that are the same for every prompt.
+
+    They are the checkpoint's trained ones or, if it has none, the tokens of a rest with an empty input.
     """
     if len(checkpoint.probe_embeddings):
         return checkpoint.probe_embeddings.to(checkpoint.reader.dtype)
@@ -185,18 +203,23 @@ def _probe_embeddings(checkpoint: Checkpoint) -> Any:
     return checkpoint.reader.get_input_embeddings()(ids)
 
 
-def _behind_prompts(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, learned: int) -> tuple[Tensor, Tensor]:
-    """What the writer reads behind prompts: gist tokens and, if tokens are kept, probe queries, which see what a gist
-    token sees. They are the prompt's last tokens again, and the same for all prompts. Input embeddings
-    [batch, columns, hidden] and parts [batch, columns].
+def _columns_after_prompts(
+    checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, learned: int
+) -> tuple[Tensor, Tensor]:
+    """Input embeddings [batch, columns, hidden] and parts [batch, columns] of what the writer runs after the prompts.
+
+    That is the gist tokens and, if the checkpoint keeps tokens, probe queries. Probe queries are of two kinds: the
+    prompt's last tokens once more, and embeddings shared by all prompts. Both are marked GIST because they may attend
+    to what a gist token may.
     """
     rows = len(tokens)
     inputs = gist_inputs(checkpoint, tokens, parts, learned)
     gist_parts = torch.full((rows, learned), int(Part.GIST), device=tokens.device)
     if not checkpoint.placement.kept:
         return inputs, gist_parts
+    is_text = _after_template_opening(checkpoint, parts)
     again = checkpoint.reader.get_input_embeddings()(tokens[:, -READ_AGAIN:])
-    again_parts = torch.where(_own(checkpoint, parts)[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
+    again_parts = torch.where(is_text[:, -READ_AGAIN:], int(Part.GIST), int(Part.PAD))
     probes = _probe_embeddings(checkpoint).expand(rows, -1, -1)
     probe_parts = torch.full((rows, probes.shape[1]), int(Part.GIST), device=tokens.device)
     return torch.cat([inputs, again, probes], dim=1), torch.cat([gist_parts, again_parts, probe_parts], dim=1)
@@ -210,29 +233,32 @@ def _run_writer(
     before: KeyValues | None,
     **inputs: Any,
 ) -> tuple[KeyValues, list[Tensor] | None]:
-    """The writer's pass: the learned tokens' columns, and behind them the kept ones of prompts.
+    """Run the writer; return the gists' keys and values, learned then kept, and the probe queries' attention mass or
+    None.
 
-    parts: of the columns behind the prompts; counts: columns of learned gist tokens, and tokens to keep of each prompt,
-    [batch]; before: what is cached.
+    prompt_parts, parts: `Part`s of the prompts' columns and of those after them. counts: number of learned gist tokens'
+    columns, and number of tokens to keep of each prompt, [batch]. before: the prompts' keys and values if they are
+    encoded already. inputs: what the decoder is called with.
     """
     (learned, kept), decoder, width = counts, checkpoint.writer_decoder, prompt_parts.shape[1]
     cache = DynamicCache(before)
     if not checkpoint.placement.kept:
         decoder(**inputs, **{CACHE: cache}, use_cache=True)
         return [(keys[:, :, width:], values[:, :, width:]) for keys, values in key_values_of(cache)], None
-    own = behind(prompt_parts, checkpoint.placement.opening)
+    compressed = _compressed(checkpoint, prompt_parts)
     probes = parts[:, learned:] != Part.PAD
-    keeping = KeepingPass(prompt_parts != Part.PAD, own, probes, learned, kept, checkpoint.fit_weights)
+    keeping = KeepingPass(prompt_parts != Part.PAD, compressed, probes, learned, kept, checkpoint.fit_strengths)
     with keeping(decoder):
         decoder(**inputs, **{CACHE: cache}, use_cache=True)
     return keeping.gists, keeping.mass
 
 
 def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int | Tensor) -> tuple[KeyValues, Tensor]:
-    """An encoder's gists: prompts and gist tokens read each other both ways, in one pass.
+    """Gists of an encoder: prompts and gist tokens attend to each other, in one pass.
 
-    tokens, parts: ids and `Part`s of left-padded prompts [batch, N]; k: gist tokens, of all rows or [batch] of each.
-    Returns the gist tokens' keys and values, padded on the right to the largest k, and final states [batch, k, hidden].
+    tokens, parts: ids and `Part`s of left-padded prompts [batch, N]. k: number of gist tokens, one for all rows or
+    [batch]. Returns the gist tokens' keys and values and final states [batch, k, hidden], padded on the right to the
+    largest k.
     """
     placed = place(checkpoint, parts, k)
     width = k if isinstance(k, int) else int(k.max())
@@ -246,7 +272,7 @@ def encode_gists(checkpoint: Checkpoint, tokens: Tensor, parts: Tensor, k: int |
 
 
 def encode_opening(checkpoint: Checkpoint) -> KeyValues:
-    """Keys and values [1, kv_heads, h, head_dim] of the visible opening; an empty list when there is none."""
+    """Keys and values [1, kv_heads, h, head_dim] of the visible opening; an empty list if there is none."""
     if not checkpoint.placement.opening:
         return []
     cache = DynamicCache()
@@ -257,7 +283,7 @@ def encode_opening(checkpoint: Checkpoint) -> KeyValues:
 
 
 def gist_layers(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
-    """(kv_heads, key dim, value dim) of every layer's gist, from a pass of one token."""
+    """(kv_heads, key dim, value dim) of a gist in every layer, found by a pass of one token."""
     tokens, parts = left_pad([[0]], Part.PROMPT, checkpoint.reader.device)
     with torch.no_grad():
         if checkpoint.architecture.encodes:
@@ -280,23 +306,26 @@ def _gists(
     placed: Placed,
     columns: int,
 ) -> list[Gist]:
-    """A gist for each row of prompts' token ids.
+    """Cut a batch into one `Gist` per prompt.
 
-    key_values: [batch, kv_heads, columns + most kept, head_dim] by layer; states: of an encoder [batch, k, hidden].
+    ids: the prompts' token ids. key_values: [batch, kv_heads, columns + largest number kept, head_dim] per layer.
+    states: the gist tokens' final states [batch, k, hidden], for an encoder. columns: number of columns for learned
+    tokens.
     """
     numbers = zip(placed.learned.tolist(), placed.kept.tolist(), placed.gist_start.tolist(), strict=True)
     made = []
-    for row, (prompt, (learned, kept, start)) in enumerate(zip(ids, numbers, strict=True)):
-        # a gist of kept tokens alone has none of the learned columns
+    for row, (prompt_ids, (learned, kept, start)) in enumerate(zip(ids, numbers, strict=True)):
+        # `Placement.place` keeps tokens beside learned ones only if learned == columns, so the two are adjacent; a gist
+        # of kept tokens alone has none of the learned columns
         own = slice(learned + kept) if learned else slice(columns, columns + kept)
-        # .clone(): the row keeps none of its batch's memory alive, and is outside inference mode: it can be trained
+        # .clone(): a gist must not keep its batch's memory alive, and outside inference mode it can be trained
         keys, values = (tuple(layer[side][row, :, own].clone() for layer in key_values) for side in (0, 1))
-        info = GistInfo(
+        info = Provenance(
             model=checkpoint.fingerprint,
             adapter=checkpoint.adapter_fingerprint,
             base=checkpoint.config.name,
-            prompt_sha256=hash_ids(prompt),
-            prompt_tokens=len(prompt),
+            prompt_sha256=hash_ids(prompt_ids),
+            prompt_tokens=len(prompt_ids),
             start=start,
             kept=kept,
         )
@@ -305,7 +334,7 @@ def _gists(
 
 
 def _check_finite(gist: Gist, prompt: str) -> None:
-    """Raise `InputError` where the model's dtype could not hold the gist's numbers."""
+    """Raise `InputError` if the gist holds numbers that overflowed the model's dtype."""
     if not gist.is_finite():
         dtype = str(gist.dtype).removeprefix("torch.")
         remedy = "check the base model's weights" if dtype == "float32" else "load the model with dtype float32"

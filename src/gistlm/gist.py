@@ -1,6 +1,6 @@
-"""A gist: the keys and values of k gist tokens that have read a prompt.
+"""A gist: keys and values of k tokens that take a prompt's place.
 
-Knows nothing of models or text: `compress` makes gists, an engine reads them, `gist_file` says what a file holds.
+Knows nothing of models or text: `compress` makes gists, an engine reads them, `gist_file` checks what a file holds.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from torch import Tensor
 from gistlm.errors import GistFileError, GistMismatchError, InputError
 from gistlm.files import reason, write_atomically
 from gistlm.gist_file import DTYPES as DTYPE_NAMES
-from gistlm.gist_file import Array, Form, GistFile, GistInfo, check_dtype, check_forms, describe, header
+from gistlm.gist_file import Array, GistFile, Provenance, TensorSpec, check_dtype, check_specs, describe, file_metadata
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True, eq=False)
 class Gist:
-    """k gist tokens as keys and values, one pair of tensors [kv_heads, k, head_dim] a layer."""
+    """Keys and values of k tokens, learned ones and then kept ones; a pair of [kv_heads, k, head_dim] per layer."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    provenance: GistInfo
+    provenance: Provenance
     states: Tensor | None = None
-    """[k, hidden]: the final states of an encoder's gist tokens, which its decoder reads; None of a decoder's."""
+    """[k, hidden]: final states of an encoder's gist tokens, which its decoder reads; None for a decoder-only model"""
 
     def __post_init__(self) -> None:
-        check_forms(self._forms, self.provenance.kept)
+        check_specs(self._specs, self.provenance.kept)
 
     @property
     def k(self) -> int:
-        """Number of gist tokens."""
+        """Number of tokens, learned and kept."""
         return int(self.keys[0].shape[1])
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values alike."""
+        """The one dtype of keys, values and states."""
         return self.keys[0].dtype
 
     @property
@@ -53,17 +53,17 @@ class Gist:
 
     @property
     def end(self) -> int:
-        """Position of the first token after the gist."""
+        """Position of the first token of the rest."""
         return self.provenance.start + self.learned
 
     @property
     def learned(self) -> int:
-        """How many of its tokens are not the prompt's own; 0 where it keeps all or nearly all of a short prompt."""
+        """Number of learned tokens; 0 if the gist keeps all or nearly all tokens of a short prompt."""
         return self.k - self.provenance.kept
 
     @property
     def nested(self) -> bool:
-        """Whether its first tokens are gists too, so that it can be shortened."""
+        """Whether its first j tokens are a gist too, for every j, so that it can be shortened."""
         return self.states is None and not self.provenance.kept
 
     @cached_property
@@ -72,10 +72,10 @@ class Gist:
         return self._file.id
 
     def shorten(self, j: int) -> Gist:
-        """The first j gist tokens, themselves a gist: they never saw the later ones.
+        """The gist of the first j tokens, which never attended to the later ones.
 
-        Raises `InputError` for an encoder's gist, whose tokens did, and for one that keeps tokens of its prompt, which
-        is a gist only as it is.
+        Raises `InputError` for an encoder's gist, whose tokens attend to each other, and for a gist with kept tokens,
+        whose first token depends on which tokens are kept.
         """
         if self.states is not None:
             raise InputError(
@@ -92,9 +92,9 @@ class Gist:
         return self._map(lambda tensor: tensor[:, :j].clone(memory_format=torch.contiguous_format))
 
     def to(self, target: torch.dtype | torch.device | str) -> Gist:
-        """The same gist in another dtype (also by name, such as "bfloat16") or on another device.
+        """A copy of the gist in another dtype (also by name, such as "bfloat16") or on another device.
 
-        Raises `InputError` for a dtype that no gist has, or whose range its numbers leave.
+        Raises `InputError` for a dtype that is not in `DTYPES`, or that cannot hold the gist's numbers.
         """
         wanted = DTYPES.get(target, target) if isinstance(target, str) else target
         if isinstance(wanted, torch.dtype) and wanted not in DTYPES.values():
@@ -110,15 +110,15 @@ class Gist:
         return moved
 
     def is_finite(self) -> bool:
-        """Whether every number is finite; no other gist can be saved."""
+        """Whether every number is finite; a gist for which this is false cannot be saved."""
         return bool(torch.stack([tensor.isfinite().all() for tensor in self._tensors().values()]).all())
 
     def info(self) -> dict[str, Any]:
-        """Plain values for people and programs; the keys are stable."""
-        return describe(self.id, self._forms, self.provenance)
+        """A description in plain values, for people and programs; its keys are stable."""
+        return describe(self.id, self._specs, self.provenance)
 
     def save(self, path: str | Path) -> Path:
-        """Write the gist to ``path``, whole or not at all. Returns the path."""
+        """Write the gist to ``path`` atomically. Returns the path."""
         path = Path(path)
         try:
             write_atomically(path, self.to_bytes())
@@ -128,20 +128,20 @@ class Gist:
 
     @classmethod
     def load(cls, path: str | Path) -> Gist:
-        """Read a gist. Raises `GistFileError` for anything that is not a whole gist of this version."""
+        """Read a gist file. Raises `GistFileError` for anything but an undamaged gist of a version in `VERSIONS`."""
         return cls.from_file(GistFile.load(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the data") -> Gist:
-        """The inverse of `to_bytes`; trusts nothing. ``name`` is used in errors."""
+        """Read what `to_bytes` returned; the data is not trusted. name: what error messages call the data."""
         return cls.from_file(GistFile.from_bytes(data, name))
 
     @classmethod
     def from_file(cls, file: GistFile) -> Gist:
-        """The gist that a file holds, on the CPU."""
+        """Make tensors, on the CPU, of a file's content."""
         tensors = {
-            name: torch.frombuffer(bytearray(data), dtype=DTYPES[form.dtype]).reshape(form.shape)
-            for name, (form, data) in file.arrays.items()
+            name: torch.frombuffer(bytearray(data), dtype=DTYPES[spec.dtype]).reshape(spec.shape)
+            for name, (spec, data) in file.arrays.items()
         }
         states = tensors.pop("states", None)
         layers = range(len(tensors) // 2)
@@ -151,7 +151,7 @@ class Gist:
         return gist
 
     def to_bytes(self) -> bytes:
-        """The file's content. Raises `GistFileError` for numbers that are not finite, which no gist may have."""
+        """The bytes of a gist file. Raises `GistFileError` if the gist holds numbers that are not finite."""
         if not self.is_finite():
             raise GistFileError(
                 "this gist cannot be saved: it holds numbers that are not finite; compress the prompt again"
@@ -161,31 +161,37 @@ class Gist:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self._tensors().items()
         }
-        return save_tensors(tensors, header(self.id, self.provenance))
+        return save_tensors(tensors, file_metadata(self.id, self.provenance))
 
     def check_reader(self, fingerprints: Mapping[int, str], name: str, dtype: torch.dtype) -> None:
-        """Raise `GistMismatchError` unless a model with these fingerprints, by version, and dtype can read the gist."""
+        """Raise `GistMismatchError` unless a model with these reader fingerprints and this dtype can read the gist.
+
+        fingerprints: by version, as `Checkpoint.fingerprints`. name: the model's display name.
+        """
         self.provenance.check_model(fingerprints, name)
         check_dtype(_name(self.dtype), _name(dtype))
 
     def check_shape(self, layers: Sequence[tuple[int, int, int]], start: int, hidden: int | None = None) -> None:
-        """Raise `GistMismatchError` unless the reader's layers have these (kv_heads, key, value dim), the gist begins
-        at ``start``, and has states of that size or none: whoever can write a file can give it any fingerprint.
+        """Raise `GistMismatchError` unless the gist has the shape and position that the reader needs.
+
+        layers: (kv_heads, key dim, value dim) of each of the reader's layers. start: position at which the reader reads
+        the gist. hidden: size of the states that the reader needs, None if it needs none. Matching fingerprints do not
+        make this check superfluous: whoever can write a file can give it any fingerprint.
         """
-        own_hidden = None if self.states is None else int(self.states.shape[1])
-        if own_hidden != hidden:
+        found_hidden = None if self.states is None else int(self.states.shape[1])
+        if found_hidden != hidden:
             raise GistMismatchError(
-                f"this gist has {'no' if own_hidden is None else own_hidden} numbers in an encoder's state, the model "
-                f"reads {'none' if hidden is None else hidden}; compress the prompt again with this model"
+                f"this gist has {'no' if found_hidden is None else found_hidden} numbers in an encoder's state, the "
+                f"model reads {'none' if hidden is None else hidden}; compress the prompt again with this model"
             )
-        own = [
+        found = [
             (int(key.shape[0]), int(key.shape[2]), int(value.shape[2]))
             for key, value in zip(self.keys, self.values, strict=True)
         ]
-        if own != list(layers):
+        if found != list(layers):
             raise GistMismatchError(
-                f"this gist has {len(own)} layers of (kv_heads, key dim, value dim) {own[0]}, the model {len(layers)} "
-                f"of {layers[0]}; compress the prompt again with this model"
+                f"this gist has {len(found)} layers of (kv_heads, key dim, value dim) {found[0]}, the model "
+                f"{len(layers)} of {layers[0]}; compress the prompt again with this model"
             )
         if self.provenance.start != start:
             raise GistMismatchError(
@@ -195,16 +201,16 @@ class Gist:
 
     @property
     def _file(self) -> GistFile:
-        """The gist as its file holds it."""
+        """The content of the gist's file."""
         arrays = {
-            name: Array(_form(tensor), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            name: Array(_spec(tensor), tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
             for name, tensor in self._tensors().items()
         }
         return GistFile(arrays, self.provenance)
 
     @property
-    def _forms(self) -> dict[str, Form]:
-        return {name: _form(tensor) for name, tensor in self._tensors().items()}
+    def _specs(self) -> dict[str, TensorSpec]:
+        return {name: _spec(tensor) for name, tensor in self._tensors().items()}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Gist:
         states = None if self.states is None else change(self.states)
@@ -216,10 +222,10 @@ class Gist:
         return named if self.states is None else {**named, "states": self.states}
 
 
-def _form(tensor: Tensor) -> Form:
-    return Form(_name(tensor.dtype), tuple(tensor.shape))
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(_name(tensor.dtype), tuple(tensor.shape))
 
 
 def _name(dtype: torch.dtype) -> str:
-    """For example "bfloat16"."""
+    """The dtype's name, for example "bfloat16"."""
     return str(dtype).removeprefix("torch.")

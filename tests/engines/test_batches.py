@@ -19,7 +19,7 @@ from tiny import random_text, tiny_checkpoint
 from torch import Tensor
 
 from gistlm.engines import transformers as engine
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.batches import BATCH_TOKENS, batches, within_memory
 from gistlm.engines.layout import Prepared, Row
 from gistlm.engines.sampling import Sampling
@@ -85,7 +85,7 @@ def results(kind: str, bound: int) -> dict[str, Any]:
     try:
         return {
             "gists": [tensor for gist in loaded.compress(prompts(), 5) for tensor in (*gist.keys, *gist.values)],
-            "answers": loaded.complete(sampled(asked, Sampling(max_new_tokens=6))),
+            "answers": loaded.complete(with_sampling(asked, Sampling(max_new_tokens=6))),
             "logits": list(loaded.logits(asked, some)),
             "scores": loaded.score(list(inputs), some, list(gists), prompts=list(full)),
         }
@@ -151,7 +151,7 @@ def test_a_mistake_in_any_row_is_found_before_the_first_batch_runs(monkeypatch: 
     monkeypatch.setattr(loaded._layout, "output_logits", runs)
     asked = [Request("hm"), Request("x " * 400)]
     with pytest.raises(PromptTooLongError, match="room for its answer"):
-        loaded.complete(sampled(asked, Sampling(max_new_tokens=6)))
+        loaded.complete(with_sampling(asked, Sampling(max_new_tokens=6)))
     with pytest.raises(PromptTooLongError, match="room for its answer"):
         loaded.score(["hm", "x " * 400], "y")
     with pytest.raises(InputError, match="the prompt is empty"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fake_engine import FAKE, FakeEngine
 
-from gistlm.engines.base import Request, load_engine, sampled
+from gistlm.engines.base import Request, load_engine, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.errors import GistMismatchError, InputError, PromptTooLongError
 
@@ -28,7 +28,7 @@ def test_a_shortened_gist_is_the_gist_of_that_size() -> None:
 def test_stream_and_complete_say_the_same() -> None:
     engine = FakeEngine("m")
     for options in ({}, {"max_new_tokens": 3}, {"stop": "prompt of"}, {"temperature": 1.0, "seed": 4}):
-        whole = engine.complete(sampled([Request("x y", prompt="p")], Sampling(**options)))[0].text
+        whole = engine.complete(with_sampling([Request("x y", prompt="p")], Sampling(**options)))[0].text
         assert "".join(engine.stream("x y", prompt="p", **options)) == whole
 
 

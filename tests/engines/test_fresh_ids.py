@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_checkpoint
 
 from gistlm import GistModel
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.layout import fresh_ids
 from gistlm.engines.sampling import Sampling
 
@@ -29,7 +29,7 @@ def test_requests_without_a_gist_are_the_chat_templates(model: GistModel) -> Non
     for prompt in (None, " be kind\n"):
         request = Request(TALK, prompt=prompt)
         assert fresh_ids(model.checkpoint, request) == prompts.request_ids(prompt, TALK)
-        (done,) = model.complete(sampled([request], Sampling(max_new_tokens=1)))
+        (done,) = model.complete(with_sampling([request], Sampling(max_new_tokens=1)))
         assert done.fresh_tokens == len(prompts.request_ids(prompt, TALK))
     assert "system" not in prompts.tokenizer.decode(prompts.request_ids(None, TALK)[:8])
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import save_tiny, tiny_checkpoint, tiny_tokenizer
+from tiny import prepared_batch, save_tiny, tiny_checkpoint, tiny_tokenizer
 from transformers import CompileConfig, GenerationConfig
 
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
@@ -74,7 +74,7 @@ def answers(kind: str) -> dict[str, Any]:
                     Sampling(max_new_tokens=8, temperature=0.9, top_p=0.95, top_k=40, seed=3),
                     Sampling(max_new_tokens=8, stop="e"),
                 )
-                for done in model(kind).complete(sampled(asked, sampling))
+                for done in model(kind).complete(with_sampling(asked, sampling))
             ],
             "streamed": ["".join(model(kind).stream(each.input, each.gist, prompt=each.prompt, max_new_tokens=8))
                          for each in asked],
@@ -125,10 +125,10 @@ def test_a_token_that_ends_the_bases_texts_ends_answers_and_is_no_part_of_them(
     kind: str, base_config: GenerationConfig
 ) -> None:
     asked, decode = requests(kind)[:1], model(kind).checkpoint.prompts.decode
-    ids = model(kind)._generate(model(kind)._prepare(asked, 8), [Sampling(max_new_tokens=8)])[0, -8:].tolist()
+    ids = model(kind)._generate(prepared_batch(model(kind), asked, 8), [Sampling(max_new_tokens=8)])[0, -8:].tolist()
     base_config.eos_token_id = [2, ids[4]]
     end = ids.index(ids[4])
-    [cut] = model(kind).complete(sampled(asked, Sampling(max_new_tokens=8)))
+    [cut] = model(kind).complete(with_sampling(asked, Sampling(max_new_tokens=8)))
     assert (cut.text, cut.finish_reason, cut.new_tokens) == (decode(ids[:end]), "stop", end + 1)
     pieces = model(kind).stream(asked[0].input, asked[0].gist, max_new_tokens=8)
     assert "".join(pieces) == cut.text
@@ -138,7 +138,9 @@ def test_a_model_that_nothing_ends_answers_to_the_last_token(monkeypatch: pytest
     checkpoint = tiny_checkpoint("llama")
     checkpoint.prompts.output_end_ids = []
     checkpoint.reader.generation_config.eos_token_id = None
-    done = GistModel(checkpoint).complete(sampled([Request("hm"), Request("a longer one")], Sampling(max_new_tokens=5)))
+    done = GistModel(checkpoint).complete(
+        with_sampling([Request("hm"), Request("a longer one")], Sampling(max_new_tokens=5))
+    )
     assert [(each.finish_reason, each.new_tokens) for each in done] == [("length", 5)] * 2
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from fake_engine import FakeEngine
-from tiny import tiny_checkpoint
+from tiny import prepared_batch, tiny_checkpoint
 
-from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.base import Engine, Request, with_sampling
 from gistlm.engines.row_sampling import RowSampling
 from gistlm.engines.sampling import GREEDY_BELOW, Sampling
 from gistlm.engines.transformers import GistModel
@@ -34,11 +34,11 @@ def model(kind: str, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> 
 @pytest.mark.parametrize("temperature", [0, 0.0, 5e-324, 1e-40, 1e-9, math.nextafter(GREEDY_BELOW, 0)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_temperature_below_the_bound_is_greedy(kind: str, temperature: float) -> None:
-    greedy = model(kind).complete(sampled([Request("hello")], Sampling(max_new_tokens=6)))
+    greedy = model(kind).complete(with_sampling([Request("hello")], Sampling(max_new_tokens=6)))
     for seed in (1, 2):
         assert (
             model(kind).complete(
-                sampled([Request("hello")], Sampling(max_new_tokens=6, temperature=temperature, seed=seed))
+                with_sampling([Request("hello")], Sampling(max_new_tokens=6, temperature=temperature, seed=seed))
             )
             == greedy
         )
@@ -57,18 +57,20 @@ def test_a_temperature_from_the_bound_on_samples_from_finite_numbers(
     for temperature in (GREEDY_BELOW, 1e-3, 1, 2, 100):
         for top_p, top_k in ((1, 0), (0.5, 7), (1e-40, 0)):
             sampling = Sampling(max_new_tokens=3, temperature=temperature, top_p=top_p, top_k=top_k, seed=1)
-            made = loaded._generate(loaded._prepare([Request("hello"), Request("go on")], 3), [sampling] * 2, **seen)
+            made = loaded._generate(
+                prepared_batch(loaded, [Request("hello"), Request("go on")], 3), [sampling] * 2, **seen
+            )
             for scores in made.scores:
                 assert scores.dtype == torch.float32
                 assert not bool(scores.isnan().any()) and bool(scores.max(-1).values.isfinite().all())
-            assert len(loaded.complete(sampled([Request("hello")], sampling))) == 1
+            assert len(loaded.complete(with_sampling([Request("hello")], sampling))) == 1
 
 
 def test_at_the_bound_the_likeliest_token_is_all_but_certain() -> None:
-    greedy = model("llama").complete(sampled([Request("hello")], Sampling(max_new_tokens=6)))
+    greedy = model("llama").complete(with_sampling([Request("hello")], Sampling(max_new_tokens=6)))
     assert (
         model("llama").complete(
-            sampled([Request("hello")], Sampling(max_new_tokens=6, temperature=GREEDY_BELOW, seed=1))
+            with_sampling([Request("hello")], Sampling(max_new_tokens=6, temperature=GREEDY_BELOW, seed=1))
         )
         == greedy
     )

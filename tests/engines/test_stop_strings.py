@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_checkpoint
 
 from gistlm.engines.answers import Answer
-from gistlm.engines.base import Completion, Request, sampled
+from gistlm.engines.base import Completion, Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError
@@ -40,7 +40,7 @@ def requests(kind: str) -> tuple[Request, ...]:
 def growing(kind: str, row: int) -> list[str]:
     """The answer's text after each token, no stop string asked for."""
     return [
-        model(kind).complete(sampled(requests(kind)[row : row + 1], Sampling(max_new_tokens=n)))[0].text
+        model(kind).complete(with_sampling(requests(kind)[row : row + 1], Sampling(max_new_tokens=n)))[0].text
         for n in range(1, NEW_TOKENS + 1)
     ]
 
@@ -50,7 +50,7 @@ def expected(kind: str, row: int, stop: str) -> tuple[str, str, int]:
     for tokens, text in enumerate(growing(kind, row), 1):
         if stop in text:
             return text[: text.index(stop)], "stop", tokens
-    [whole] = model(kind).complete(sampled(requests(kind)[row : row + 1], Sampling(max_new_tokens=NEW_TOKENS)))
+    [whole] = model(kind).complete(with_sampling(requests(kind)[row : row + 1], Sampling(max_new_tokens=NEW_TOKENS)))
     return whole.text, whole.finish_reason, whole.new_tokens
 
 
@@ -69,10 +69,10 @@ def stops_of(kind: str) -> list[str]:
 def test_an_answer_ends_where_its_own_text_first_holds_the_stop_string(kind: str) -> None:
     for stop in stops_of(kind)[::2]:
         sampling = Sampling(max_new_tokens=NEW_TOKENS, stop=stop)
-        for row, together in enumerate(model(kind).complete(sampled(requests(kind), sampling))):
+        for row, together in enumerate(model(kind).complete(with_sampling(requests(kind), sampling))):
             wanted = expected(kind, row, stop)
             assert said(together) == wanted, (stop, row)
-            [alone] = model(kind).complete(sampled(requests(kind)[row : row + 1], sampling))
+            [alone] = model(kind).complete(with_sampling(requests(kind)[row : row + 1], sampling))
             assert said(alone) == wanted, (stop, row)
 
 
@@ -93,7 +93,7 @@ def test_what_stands_before_the_answer_completes_no_stop_string(kind: str) -> No
         first = whole[0][0]
         for stop in ("\n" + first, "assistant\n" + first, "t\n" + first):
             assert stop not in whole[0]
-            [alone] = model(kind).complete(sampled([request], Sampling(max_new_tokens=NEW_TOKENS, stop=stop)))
+            [alone] = model(kind).complete(with_sampling([request], Sampling(max_new_tokens=NEW_TOKENS, stop=stop)))
             assert said(alone) == whole, stop
             pieces = model(kind).stream(
                 request.input, request.gist, prompt=request.prompt, max_new_tokens=NEW_TOKENS, stop=stop
@@ -105,7 +105,7 @@ def test_the_earliest_of_several_stop_strings_ends_the_answer() -> None:
     text = growing("llama", 0)[-1]
     early, late = text[2:4], text[-2:]
     [done] = model("llama").complete(
-        sampled(requests("llama")[:1], Sampling(max_new_tokens=NEW_TOKENS, stop=[late, early]))
+        with_sampling(requests("llama")[:1], Sampling(max_new_tokens=NEW_TOKENS, stop=[late, early]))
     )
     assert said(done) == expected("llama", 0, early)
 
@@ -114,7 +114,7 @@ def test_a_stop_string_that_the_last_token_completes_is_a_stop() -> None:
     text, before = growing("llama", 0)[5], growing("llama", 0)[4]
     stop = text[len(before) - 1 :]
     assert stop not in before
-    [done] = model("llama").complete(sampled(requests("llama")[:1], Sampling(max_new_tokens=6, stop=stop)))
+    [done] = model("llama").complete(with_sampling(requests("llama")[:1], Sampling(max_new_tokens=6, stop=stop)))
     assert said(done) == (text[: text.index(stop)], "stop", 6)
 
 

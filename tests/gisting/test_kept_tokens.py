@@ -18,7 +18,7 @@ from transformers.models.llama import modeling_llama
 
 from gistlm.compress import compress
 from gistlm.data.rows import Row
-from gistlm.engines.base import Request, sampled
+from gistlm.engines.base import Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import ModelError, UnsupportedModelError
@@ -91,7 +91,7 @@ def test_a_prompt_of_at_most_k_tokens_is_kept_whole_and_answered_as_in_full(kind
     full = [Request(text, prompt=prompt) for text, prompt in zip(texts, prompts, strict=True)]
     kept = [Request(text, gist) for text, gist in zip(texts, gists, strict=True)]
     for one, other in zip(
-        model.complete(sampled(full, sampling)), model.complete(sampled(kept, sampling)), strict=True
+        model.complete(with_sampling(full, sampling)), model.complete(with_sampling(kept, sampling)), strict=True
     ):
         assert one.text == other.text
 
@@ -192,8 +192,8 @@ def test_only_the_first_learned_token_is_fitted_and_by_the_shares_of_its_layer()
     made = {}
     for fitted in (0.0, 1.0):
         checkpoint = tiny_checkpoint(max_k=64, kept=60, anchored=True)
-        checkpoint.fit_weights.data[:] = 0
-        checkpoint.fit_weights.data[1] = fitted
+        checkpoint.fit_strengths.data[:] = 0
+        checkpoint.fit_strengths.data[1] = fitted
         made[fitted] = compress(checkpoint, [prompt], 9)[0]
     (keys, other_keys), (values, other_values) = (
         [torch.stack(getattr(gist, side)) for gist in made.values()] for side in ("keys", "values")
@@ -241,7 +241,7 @@ def test_fitting_can_be_learned_by_the_probe_queries_too() -> None:
     made = {name: torch.randn(2, 1, size, 4, requires_grad=True) for name, size in (("key", 1), ("value", 1), ("q", 3))}
     keys, own = torch.randn(2, 1, 5, 4), torch.ones(2, 1, 5, dtype=torch.bool)
     shares = torch.full((2,), 0.5, requires_grad=True)
-    probe = Probe.at(made["q"], keys, own[:, 0], torch.ones(2, 3, dtype=torch.bool))
+    probe = Probe.from_queries(made["q"], keys, own[:, 0], torch.ones(2, 3, dtype=torch.bool))
     sides = fit((made["key"], made["value"]), shares, probe, keys, own)
     (sides[0].square().sum() + sides[1].square().sum()).backward()
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in (*made.values(), shares))
@@ -291,7 +291,7 @@ def test_what_takes_no_gradients_attends_by_torchs_own_function_and_says_the_sam
             shown = (batch.prompt_parts != Part.PAD)[:, None, :, None]
             torch.testing.assert_close(one[0] * shown, other[0] * shown, atol=1e-5, rtol=0)
             torch.testing.assert_close(one[1] * shown, other[1] * shown, atol=1e-5, rtol=0)
-    for probe, other in zip(encoded.mass or [], same.mass or [], strict=True):
+    for probe, other in zip(encoded.rest_mass or [], same.rest_mass or [], strict=True):
         torch.testing.assert_close(probe, other, atol=1e-5, rtol=0)
 
 
@@ -320,7 +320,7 @@ def test_attention_mass_of_the_rest_is_the_same_in_any_batch(opening_visible: bo
         for sides, wanted in zip(both.key_values, one.key_values, strict=True):
             for side, own in zip(sides, wanted, strict=True):
                 torch.testing.assert_close(side[row, :, -n:], own[0], atol=1e-5, rtol=0)
-        for seen, wanted in zip(both.mass, one.mass, strict=True):
+        for seen, wanted in zip(both.rest_mass, one.rest_mass, strict=True):
             torch.testing.assert_close(seen[row, :, -n:], wanted[0], atol=1e-5, rtol=0)
             assert not seen[row, :, :-n].any()
 
@@ -390,16 +390,16 @@ def test_a_checkpoint_comes_back_with_its_fitting_and_its_probe_queries(tiny_sav
     (tiny_saved / "gistlm.json").write_text(json.dumps({**record, "kept": 5}))
     made = Checkpoint.load(tiny_saved, device="cpu")
     layers = made.architecture.layers
-    assert torch.equal(made.fit_weights, torch.full((layers, 2), 0.5))
+    assert torch.equal(made.fit_strengths, torch.full((layers, 2), 0.5))
     before = made.adapter_fingerprint
     made.save_pretrained(tmp_path / "same")
     assert "fitted" in load_file(tmp_path / "same" / "gist_embeddings.safetensors")
     assert Checkpoint.load(tmp_path / "same", device="cpu").adapter_fingerprint == before
-    made.fit_weights.data[:] = torch.tensor([0.25, -0.75])
+    made.fit_strengths.data[:] = torch.tensor([0.25, -0.75])
     made.probe_embeddings.data = torch.randn(3, made.gist_embeddings.shape[1])
     made.save_pretrained(tmp_path / "again")
     found = Checkpoint.load(tmp_path / "again", device="cpu")
-    assert torch.equal(found.fit_weights, made.fit_weights) and torch.equal(
+    assert torch.equal(found.fit_strengths, made.fit_strengths) and torch.equal(
         found.probe_embeddings, made.probe_embeddings
     )
     assert found.adapter_fingerprint != before
@@ -411,7 +411,7 @@ def test_a_checkpoint_comes_back_with_its_fitting_and_its_probe_queries(tiny_sav
     record = json.loads((tmp_path / "again" / "gistlm.json").read_text())
     (tmp_path / "again" / "gistlm.json").write_text(json.dumps({**record, "kept": 0}))
     without = Checkpoint.load(tmp_path / "again", device="cpu")  # what nothing uses is not read
-    assert len(without.fit_weights) == len(without.probe_embeddings) == 0
+    assert len(without.fit_strengths) == len(without.probe_embeddings) == 0
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "t5"])

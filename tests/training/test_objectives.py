@@ -23,7 +23,7 @@ from gistlm.training.batches import collate, tokenize
 from gistlm.training.config import TrainConfig
 from gistlm.training.decoder_passes import without_gaps
 from gistlm.training.loop import create_checkpoint, train
-from gistlm.training.objectives import Weights, divergence, frozen_loss, passes_of
+from gistlm.training.objectives import LossWeights, divergence, frozen_loss, passes_of
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_parts_of_the_loss_add_up_by_their_weights(checkpoint: Checkpoint) -
     passes = passes_of(checkpoint)
 
     def loss(**weights: float) -> float:
-        return frozen_loss(passes, batch, Weights(**weights)).item()
+        return frozen_loss(passes, batch, LossWeights(**weights)).item()
 
     kl, cross_entropy = loss(), loss(cross_entropy=1.0) - loss()
     assert kl > 0 and cross_entropy > 0
@@ -177,12 +177,12 @@ def test_a_source_s_own_weight_counts_the_cross_entropy_of_its_rows_alone(checkp
 
     def loss(*own: float) -> float:
         batch.cross_entropy = torch.tensor(own)
-        return frozen_loss(passes, batch, Weights()).item()
+        return frozen_loss(passes, batch, LossWeights()).item()
 
     kl = loss(0.0, 0.0)
     assert loss(0.5, 0.0) + loss(0.0, 1.0) == pytest.approx(loss(0.5, 1.0) + kl, rel=1e-5)
     batch.cross_entropy = torch.zeros(2)
-    everywhere = frozen_loss(passes, batch, Weights(cross_entropy=2.0)).item()
+    everywhere = frozen_loss(passes, batch, LossWeights(cross_entropy=2.0)).item()
     assert loss(2.0, 2.0) == pytest.approx(everywhere, rel=1e-5)
 
 

@@ -24,7 +24,7 @@ from gistlm.training.batches import Batch, Example, collate, tokenize
 from gistlm.training.config import TrainConfig
 from gistlm.training.decoder_passes import DecoderPasses
 from gistlm.training.loop import train
-from gistlm.training.objectives import Weights, frozen_loss, passes_of
+from gistlm.training.objectives import LossWeights, frozen_loss, passes_of
 from gistlm.training.teacher import Teacher, _digest
 
 CASES = [("llama", 0), ("llama", 3), ("gemma3_text", 0), ("gpt2", 0), ("gpt2", 3), ("t5", 0)]
@@ -38,7 +38,7 @@ def examples_of(checkpoint: Checkpoint, lengths: list[tuple[int, int, int]]) -> 
 
 
 def loss_and_gradients(
-    checkpoint: Checkpoint, batch: Batch, weights: Weights, teacher: Teacher | None
+    checkpoint: Checkpoint, batch: Batch, weights: LossWeights, teacher: Teacher | None
 ) -> tuple[float, list[Tensor]]:
     trained = [each for each in checkpoint.writer.parameters() if each.requires_grad] + [checkpoint.gist_embeddings]
     checkpoint.gist_embeddings.requires_grad_(True)
@@ -67,7 +67,7 @@ def test_losses_and_gradients_are_those_of_asking_again(
     """Of rows that are all new, all known, and of both kinds; of other numbers of gist tokens too."""
     checkpoint = tiny_checkpoint(kind, max_k=4, kept=kept)
     examples = examples_of(checkpoint, [(30, 5, 9), (80, 0, 20), (3, 40, 2), (55, 12, 31)])
-    weights = Weights(probe=0.5 if kept else 0.0)
+    weights = LossWeights(probe=0.5 if kept else 0.0)
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     asked = counted(teacher, monkeypatch)
     steps: list[tuple[list[int], list[int], int]] = [
@@ -91,7 +91,7 @@ def test_losses_and_gradients_are_those_of_asking_again(
 )
 def test_whatever_is_known_already_the_loss_is_the_same(lengths: list[tuple[int, int, int]], known: set[int]) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
-    examples, weights = examples_of(checkpoint, lengths), Weights(probe=0.2)
+    examples, weights = examples_of(checkpoint, lengths), LossWeights(probe=0.2)
     with TemporaryDirectory() as folder:
         teacher = Teacher(passes_of(checkpoint), folder)
         for row in known & set(range(len(examples))):
@@ -134,7 +134,7 @@ def test_a_file_that_is_not_the_row_s_is_made_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
-    weights, batch = Weights(probe=0.5), collate(examples_of(checkpoint, [(30, 5, 9), (20, 5, 9)]), [4, 4])
+    weights, batch = LossWeights(probe=0.5), collate(examples_of(checkpoint, [(30, 5, 9), (20, 5, 9)]), [4, 4])
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     loss = frozen_loss(teacher.passes, batch, weights, teacher)
     first, second = sorted(tmp_path.glob("*/*.safetensors"))
@@ -154,14 +154,14 @@ def test_runs_of_other_weights_ask_once_each_and_share_a_folder(
     batch = collate(examples_of(checkpoint, [(30, 5, 9)]), [4])
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     asked = counted(teacher, monkeypatch)
-    plain, watched, answered = Weights(), Weights(probe=1.0), Weights(cross_entropy=0.5)
+    plain, watched, answered = LossWeights(), LossWeights(probe=1.0), LossWeights(cross_entropy=0.5)
     for weights, rows in ((plain, 1), (watched, 2), (answered, 2), (plain, 2), (watched, 2)):
         frozen_loss(teacher.passes, batch, weights, teacher)
         assert len(asked) == rows
 
 
 def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    weights, lengths = Weights(), [(30, 5, 9)]
+    weights, lengths = LossWeights(), [(30, 5, 9)]
     made = [tiny_checkpoint("llama", max_k=4, opening_visible=place != 4) for place in range(5)]
     base = made[1].config.bases[0]
     made[1].config = made[1].config.replace(bases=[base.replace(weights="another")])
@@ -182,7 +182,7 @@ def test_another_base_dtype_or_row_is_not_taken_for_this_one(tmp_path: Path) -> 
 def test_a_much_shorter_new_row_beside_a_known_one(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("llama", max_k=4, kept=3)
     known, new = examples_of(checkpoint, [(30, 5, 300), (9, 1, 1)])
-    for weights in (Weights(), Weights(probe=0.5)):
+    for weights in (LossWeights(), LossWeights(probe=0.5)):
         teacher = Teacher(passes_of(checkpoint), tmp_path)
         frozen_loss(teacher.passes, collate([known], [4]), weights, teacher)
         batch = collate([new, known], [4, 4])
@@ -198,7 +198,7 @@ def test_a_base_in_bfloat16_learns_the_same_but_for_rounding(tmp_path: Path) -> 
     checkpoint.reader.bfloat16()
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     batch = collate(examples_of(checkpoint, [(30, 5, 9)] * 2), [4, 2])
-    first, second = (frozen_loss(teacher.passes, batch, Weights(), teacher) for _ in range(2))
+    first, second = (frozen_loss(teacher.passes, batch, LossWeights(), teacher) for _ in range(2))
     torch.testing.assert_close(first, second, atol=0, rtol=0.05)
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_changes_its_logits_behind_the_head_is_refused(kind: str, t
     teacher = Teacher(passes_of(checkpoint), tmp_path)
     batch = collate(examples_of(checkpoint, [(30, 5, 9)]), [4])
     with pytest.raises(UnsupportedModelError, match=r"ForCausalLM changes its logits .* set teacher_cache to"):
-        frozen_loss(teacher.passes, batch, Weights(), teacher)
+        frozen_loss(teacher.passes, batch, LossWeights(), teacher)
     assert not [*tmp_path.glob("*/*")]
 
 
@@ -277,7 +277,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training_and_during_it(
     (tmp_path / "cache").rmdir()
     (tmp_path / "cache").write_text("")
     with pytest.raises(InputError, match="cannot write to teacher_cache"):
-        frozen_loss(teacher.passes, collate(examples_of(checkpoint, [(9, 9, 9)]), [4]), Weights(), teacher)
+        frozen_loss(teacher.passes, collate(examples_of(checkpoint, [(9, 9, 9)]), [4]), LossWeights(), teacher)
 
 
 def test_where_it_does_not_apply_it_is_refused(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""The seam between those who ask for text and the engines that make it; knows no engine and loads no torch.
+"""The interface between callers and engines; imports no engine and no torch.
 
 An engine implements `answer`, which streams; `complete`, `stream` and `generate` are built on it. `compress`, `score`,
-`logits` and `checkpoint` are optional, and an engine without them says so.
+`logits` and `checkpoint` are optional, and raise `InputError` in an engine that does not implement them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ENGINES = {
     "transformers": "gistlm.engines.transformers:GistModel",
 }
-"""name -> module:class, loaded when asked for."""
+"""name -> module:class, imported when asked for."""
 
 
 DEFAULT = Sampling()
@@ -39,25 +39,26 @@ class Request:
     """One input and what stands before it: a gist, a full prompt, or nothing.
 
     An input is a text, or a conversation that ends with the user's message. A conversation's system message is the full
-    prompt; a blank one says nothing beside a gist or a prompt. Raises `InputError` for anything else, and for a system
-    message beside a gist or a prompt.
+    prompt. A blank system message is ignored if there is a gist, a prompt or ``bare_opening``. Raises `InputError` for
+    anything else, and for a system message together with a gist or a prompt.
     """
 
     input: Input
-    """Messages are kept with their roles and plain texts alone."""
+    """After construction without a system message; messages have only the keys role and content, and text content."""
     gists: Gist | Sequence[Gist] | None = None
-    """A gist or a list of them. Gists cannot be joined yet, so more than one is refused."""
+    """A gist or a list of them. Gists cannot be joined yet, so more than one is refused. After construction a tuple of
+    at most one gist; use `gist`."""
     prompt: str | None = None
-    """None leaves it to the model's chat template, which may have a system message of its own."""
+    """The full prompt. None: the model's chat template decides, which may have a default system message."""
     sampling: Sampling = DEFAULT
-    """How its answer is made."""
+    """How the answer's tokens are chosen, and where it ends."""
     bare_opening: bool = False
-    """With neither gist nor prompt: the template's opening as a gist would stand behind it, and no system message of
-    the template's own. This is the negative control of an evaluation."""
+    """Without gist and prompt: begin with the template's opening exactly as before a gist, and without the template's
+    default system message. The negative control of evaluations."""
 
     @property
     def gist(self) -> Gist | None:
-        """The gist that stands before the input, if there is one."""
+        """The gist that stands before the input, or None."""
         return self.gists[0] if self.gists else None  # type: ignore[index]  # a tuple by `__post_init__`
 
     def __post_init__(self) -> None:
@@ -94,45 +95,46 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer and what it took."""
+    """A whole answer and how many tokens it took."""
 
     text: str
     finish_reason: Literal["stop", "length"]
+    """"stop": a token that ends answers, or a stop string. "length": the request's maximum number of new tokens."""
     fresh_tokens: int
-    """Tokens encoded for this request."""
+    """Number of tokens encoded for this request."""
     cached_tokens: int
-    """Tokens whose keys and values were at hand: opening and gist."""
+    """Number of tokens whose keys and values came from the cache: opening and gist."""
     new_tokens: int
-    """Tokens generated, the ending one included."""
+    """Number of tokens generated, the one that ended the answer included."""
 
 
 class Piece(NamedTuple):
     """A part of an answer."""
 
     row: int
-    """Which request of the call it answers."""
+    """Index of the request in the call."""
     text: str
-    """What comes next; may be empty in the last piece."""
+    """The next part of the answer's text; may be empty in the last piece."""
     completion: Completion | None = None
-    """The whole answer, with its last piece."""
+    """The whole answer, in its last piece; None before."""
 
 
 class Engine(ABC):
     """A model that answers over gists."""
 
     batch_tokens: int = BATCH_TOKENS
-    """Most tokens that run together, padding included; a longer row runs alone."""
+    """Maximum tokens in one batch, padding included; a longer request is a batch of its own."""
 
     @classmethod
     @abstractmethod
     def from_pretrained(cls, name: str, /, *args: Any, **options: Any) -> Engine:
-        """The engine on a checkpoint; `load_engine` gives base, device and dtype, each None for the default."""
+        """Load the engine with a checkpoint. It must accept the options base, device and dtype; None is the default."""
 
     @abstractmethod
     def answer(self, requests: Sequence[Request]) -> AsyncIterator[Piece]:
         """Pieces of all answers as they are made; requests with gists, prompts and neither may be mixed.
 
-        Impossible requests raise here, before anything is run. To cancel, close the iterator or cancel its task.
+        Bad requests raise on this call, before anything is run. To cancel, close the iterator or cancel its task.
         """
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
@@ -144,11 +146,11 @@ class Engine(ABC):
     def stream(
         self, input: Input, gist: Gist | None = None, *, prompt: str | None = None, **options: Unpack[SamplingOptions]
     ) -> Iterator[str]:
-        """Pieces of one answer as they are made. Errors are raised here, before the first piece."""
+        """Pieces of one answer's text as they are made. Bad requests raise on this call, not on the first iteration."""
         return self.stream_request(Request(input, gist, prompt, Sampling.parse(options)))
 
     def stream_request(self, request: Request) -> Iterator[str]:
-        """The same, of a request."""
+        """Pieces of the text of one request's answer; see `stream`."""
         return _texts(iterate(self.answer([request])))
 
     @overload
@@ -156,33 +158,33 @@ class Engine(ABC):
     @overload
     def compress(self, prompt: Sequence[str], k: int = 4) -> list[Gist]: ...
     def compress(self, prompt: str | Sequence[str], k: int = 4) -> Gist | list[Gist]:
-        """One gist of k tokens, or one per prompt. Raises `InputError` where the engine makes no gists."""
+        """Compress a prompt into a gist of k tokens, or each of several. Raises `InputError` if the engine cannot."""
         raise InputError(f"{type(self).__name__} makes no gists; compress with the engine 'transformers'")
 
     def score(
         self, inputs: Input | Sequence[Input], outputs: str | Sequence[str],
         gists: Gist | Sequence[Gist | None] | None = None, *, prompts: str | Sequence[str | None] | None = None,
     ) -> Any:  # fmt: skip
-        """Log-probability (nats) of every output token, the ending one included: [tokens], or a list of them.
+        """Log-probability (nats) of every output token, the one that ends it included: [tokens], or a list of them.
 
-        Raises `InputError` where the engine scores nothing.
+        Raises `InputError` if the engine cannot score.
         """
         raise InputError(f"{type(self).__name__} scores no outputs; use the engine 'transformers' to measure with")
 
     def logits(self, requests: Sequence[Request], outputs: Sequence[str]) -> Iterator[Tensor]:
-        """For every request the logits [tokens, vocabulary] that predict its output, the ending token included.
+        """For every request the logits [tokens, vocabulary] that predict its output, the token that ends it included.
 
-        Raises `InputError` where the engine shows no whole distributions.
+        Raises `InputError` if the engine cannot return logits.
         """
         raise InputError(f"{type(self).__name__} shows no logits; use the engine 'transformers' to measure with")
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint that the engine runs. Raises `InputError` where the engine has none in this process."""
+        """The checkpoint that the engine runs. Raises `InputError` if it is not loaded in this process."""
         raise InputError(f"{type(self).__name__} holds no checkpoint; use the engine 'transformers' to measure with")
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing
-        """Free what the engine holds."""
+        """Free the engine's resources."""
 
     @overload
     def generate(  # type: ignore[overload-overlap]
@@ -197,11 +199,11 @@ class Engine(ABC):
         self, inputs: Input | Sequence[Input], gists: Gist | Sequence[Gist | None] | None = None, *,
         prompts: str | Sequence[str | None] | None = None, **options: Unpack[SamplingOptions],
     ) -> str | list[str]:  # fmt: skip
-        """Answer one input, or several in one batch.
+        """Answer one input, or several in batches.
 
-        gists: one for all inputs, or one (or None) per input. prompts: the same for full prompts, the positive
-        control; an input has one or the other. options: see `Sampling`. Raises `InputError`,
-        `GistMismatchError` or `PromptTooLongError`.
+        gists: one for all inputs, or one (or None) per input. prompts: full prompts in place of gists, one for all
+        inputs or one (or None) per input; each input has a gist, a prompt or neither. options: fields of `Sampling`.
+        Raises `InputError`, `GistMismatchError` or `PromptTooLongError`.
         """
         requests, single = make_requests(inputs, gists, prompts, Sampling.parse(options))
         answers = [completion.text for completion in self.complete(requests)]
@@ -209,21 +211,24 @@ class Engine(ABC):
 
 
 def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
+    """The pieces' texts without empty ones; closing this iterator closes ``pieces``."""
     with closing(pieces):  # type: ignore[type-var]  # a generator
         for piece in pieces:
             if piece.text:
                 yield piece.text
 
 
-def sampled(requests: Sequence[Request], sampling: Sampling) -> list[Request]:
-    """The same requests, their answers made in another way."""
+def with_sampling(requests: Sequence[Request], sampling: Sampling) -> list[Request]:
+    """Copies of the requests with this `Sampling`."""
     return [replace(request, sampling=sampling) for request in requests]
 
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
-    """Load an engine on a model: one of `ENGINES`, or another `Engine` by its place, module:class.
+    """Load an engine with a checkpoint.
 
-    Raises `InputError` where there is none of that name.
+    name: the engine's, a key of `ENGINES` or module:class of another `Engine`. model: the checkpoint: a name from
+    `gistlm models`, a folder, or a hub id. options: what the engine's `from_pretrained` takes. Raises `InputError` if
+    there is no such engine.
     """
     module, colon, kind = ENGINES.get(name, name).partition(":")
     try:
@@ -242,7 +247,7 @@ def make_requests(
     prompts: str | Sequence[str | None] | None,
     sampling: Sampling = DEFAULT,
 ) -> tuple[list[Request], bool]:
-    """Pair inputs with gists and prompts; the second value says whether a single input was given.
+    """Requests from what `Engine.generate` takes, and whether a single input was given.
 
     A list of messages (mappings) is one input: a conversation.
     """
@@ -255,7 +260,10 @@ def make_requests(
 
 
 def one_each(values: Any, count: int, what: str) -> list[Any]:
-    """A value for each of ``count`` inputs: the single one given, or the list itself."""
+    """A list with one value per input: a single value ``count`` times, or a list as it is.
+
+    what: what an error message calls the values. Raises `InputError` for a list of another length.
+    """
     if not isinstance(values, (list, tuple)):
         return [values] * count
     if len(values) != count:

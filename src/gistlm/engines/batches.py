@@ -1,4 +1,4 @@
-"""Which rows run together, and what is said where memory does not hold them; knows nothing of what is in a row."""
+"""Splits rows into batches, and reports a batch that does not fit into memory; knows nothing of a row's content."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from contextlib import contextmanager
 from gistlm.errors import InputError
 
 BATCH_TOKENS = 16_384
-"""Most tokens of a batch, padding included, by default: see `benchmarks/memory.py`."""
+"""Default maximum number of tokens in a batch, padding included; measured by `benchmarks/memory.py`."""
 _NO_MEMORY = ("OutOfMemory", "MemoryError", "can't allocate memory", "out of memory")
-"""What errors of torch say of it, or are called."""
+"""Parts of the names or messages of torch's errors for too little memory."""
 
 
 def batches(widths: Sequence[Sequence[int]], rows: int, tokens: int) -> Iterator[list[int]]:
-    """The rows' places in their order, by batch: at most so many rows and so many tokens, padding included.
+    """Batches as lists of row indices, in order, with at most ``rows`` rows and ``tokens`` tokens, padding included.
 
-    widths: of every row, the tokens of its parts, each of which is padded to the batch's longest. A row that has more
-    tokens than a batch may have runs alone. Raises `InputError` for a bound that is no whole number of 1 or more.
+    widths: for every row, the number of tokens in each of its parts; each part is padded to the batch's longest. A row
+    with more than ``tokens`` tokens is a batch of its own. Raises `InputError` for a maximum that is not an integer of
+    at least 1.
     """
-    for name, most in (("batch_size", rows), ("batch_tokens", tokens)):
-        if type(most) is not int or most < 1:
-            raise InputError(f"{name} must be a whole number of 1 or more, got {most!r}")
+    for name, maximum in (("batch_size", rows), ("batch_tokens", tokens)):
+        if type(maximum) is not int or maximum < 1:
+            raise InputError(f"{name} must be a whole number of 1 or more, got {maximum!r}")
     batch, width = list[int](), list[int]()
     for place, parts in enumerate(widths):
         padded = [max(pair) for pair in zip(width or parts, parts, strict=True)]
@@ -36,7 +37,7 @@ def batches(widths: Sequence[Sequence[int]], rows: int, tokens: int) -> Iterator
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Raises `InputError` where torch cannot get the memory that a batch takes."""
+    """Turn torch's errors for too little memory into `InputError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

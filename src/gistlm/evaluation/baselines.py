@@ -30,7 +30,7 @@ from gistlm.evaluation import words
 from gistlm.evaluation.rotary import frequencies, rotate
 from gistlm.files import sha256
 from gistlm.gist import Gist
-from gistlm.gist_file import GistInfo
+from gistlm.gist_file import Provenance
 from gistlm.gisting.encoder_attention import encode
 from gistlm.gisting.kv_cache import KeyValues, column_mask, key_values_of, left_pad
 from gistlm.gisting.placement import Part, left_positions
@@ -258,7 +258,7 @@ def _gist(checkpoint: Checkpoint, key_values: KeyValues, prompt: str, name: str,
     """A row's keys and values [kv_heads, tokens, head_dim] as what the checkpoint's reader reads."""
     ids = checkpoint.prompts.prompt_ids(prompt)
     absolute = checkpoint.architecture.numbering == "absolute"
-    provenance = GistInfo(
+    provenance = Provenance(
         model=checkpoint.fingerprint,
         adapter=sha256(name.encode()),
         base=checkpoint.config.name,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.base import Engine, Request, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.errors import InputError
 from gistlm.evaluation.conditions import gists_of_each_k
@@ -79,7 +79,7 @@ def _count(
     for start in range(0, len(probes), BATCH):
         batch = probes[start : start + BATCH]
         for condition, requests in zip(labels, _requests(engine, batch, ks), strict=True):
-            answers = engine.complete(sampled(requests, sampling))
+            answers = engine.complete(with_sampling(requests, sampling))
             right[condition] += sum(probe.correct(each.text) for probe, each in zip(batch, answers, strict=True))
             step(len(batch))
     return right

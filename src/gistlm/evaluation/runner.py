@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from gistlm.data.rows import Row, read_rows
-from gistlm.engines.base import Engine, Request, sampled
+from gistlm.engines.base import Engine, Request, with_sampling
 from gistlm.engines.batches import batches
 from gistlm.engines.sampling import Sampling
 from gistlm.errors import DataError
@@ -186,7 +186,7 @@ def _generate(
     answers, targets = list[str](), list[list[int]]()
     for condition, asked in requests.items():
         sampling = Sampling(max_new_tokens=config.new_tokens)
-        completions = engine.complete(sampled(asked, sampling))
+        completions = engine.complete(with_sampling(asked, sampling))
         for place, completion in zip(places, completions, strict=True):
             measurements.answers[condition.label][place] = completion.text
             if condition == FULL:

@@ -1,15 +1,22 @@
-"""How many tokens a gist has, of which kind, and at which position each part stands; takes plain values, no model.
+"""How many tokens a gist has, of which kind, and at which position each part stands.
 
     positions   h-n ....... h-1   0 ... h-1   h ..... h+l-1   h+l ..........     relative numbering
                 prompt            opening     learned         rest
                 0 ........... n-1 0 ... h-1   n ..... n+l-1   n+l ..........     absolute numbering, or l = 0
 
-h: tokens of the template's opening that stay visible beside the gist; they are the prompt's first too, and encoded once
-for all prompts. n: tokens of the prompt, opening included. A gist of k tokens has l learned gist tokens and, where the
-checkpoint keeps tokens, k - l kept tokens: keys and values of the prompt's own tokens, which keep the prompt's
-positions. A prompt that k tokens hold nearly whole is kept and nothing is learned (l = 0).
+h: tokens of the template's opening that stay visible beside the gist. n: tokens of the prompt, opening included.
 
-Only this file decides counts and positions. Loads no torch before it places tensors.
+The visible opening is in the cache once for all prompts. Every prompt also begins with the same h tokens; that second
+copy is hidden from the rest. In relative numbering the prompt ends at h-1, so it starts below zero.
+
+A gist has at most k tokens: first l = min(k, maximum) learned ones, then, if the checkpoint keeps tokens, up to k - l
+kept ones: keys and values of the prompt's own tokens. If k tokens hold all but a few of the prompt, l = 0 and all the
+gist's tokens are kept ones. Kept keys already carry the rotary position that they had in the prompt; the position given
+to a kept column here is only a placeholder before the first learned token (sliding windows, which would ask for it, are
+refused).
+
+Only this file decides counts and positions. It takes counts and tensors, never a model, and imports torch only in the
+functions that make tensors.
 """
 
 from __future__ import annotations
@@ -25,11 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 READ_AGAIN = 8
-"""Most of a prompt's tokens that are read once more behind the gist tokens, as probe queries."""
-FEW = 4
-"""With kept tokens alone, a gist may drop at most so many tokens,"""
-FEW_PART = 4
-"""and at most one for every so many that it keeps."""
+"""Maximum number of the prompt's last tokens that run once more after the gist tokens, as probe queries."""
+MAX_DROPPED = 4
+KEPT_PER_DROPPED = 4
+"""Nothing is learned if at most MAX_DROPPED prompt tokens would be dropped, and at most one for every KEPT_PER_DROPPED
+kept."""
 
 
 class Part(IntEnum):
@@ -46,19 +53,24 @@ class Condition(StrEnum):
     """What the rest may see in the prompt's place."""
 
     GIST = "gist"
+    """Only the gist."""
     POSITIVE = "positive"
+    """Control with the full prompt."""
     NEGATIVE = "negative"
+    """Control with neither prompt nor gist."""
 
 
 class Placed(NamedTuple):
-    """Where the parts of each row stand, and how many tokens its gist has; all [batch]."""
+    """Where the parts of each row stand, and how many tokens its gist has; all int [batch]."""
 
     learned: Tensor
+    """Number of learned gist tokens."""
     kept: Tensor
+    """Number of kept tokens."""
     prompt_start: Tensor
     """Position of the prompt's first token."""
     gist_start: Tensor
-    """Position of the first learned gist token, behind the prompt's last token."""
+    """Position of the first learned gist token: the one after the prompt's last token."""
 
     @property
     def rest_start(self) -> Tensor:
@@ -71,15 +83,16 @@ class Placement:
     """How a checkpoint places gists."""
 
     numbering: str
-    """"relative": only differences of positions count; "absolute": positions are learned, and the full prompt's."""
+    """"relative": attention depends only on differences of positions. "absolute": position embeddings are learned, so a
+    gist stands where it would after the full prompt."""
     opening: int
     """Tokens of the template's opening that stay visible beside the gist."""
     learned: int
-    """Most learned gist tokens."""
+    """Maximum number of learned gist tokens."""
     kept: int = 0
-    """Most kept tokens; 0 where a gist has learned tokens alone."""
+    """Maximum number of kept tokens; 0: gists have learned tokens only."""
     limits: tuple[int, int] | None = None
-    """Fewest and most tokens of a gist; from 1 to all by default."""
+    """Minimum and maximum number of a gist's tokens; by default from 1 to learned + kept."""
 
     def __post_init__(self) -> None:
         if self.limits and not 1 <= self.limits[0] <= self.limits[1] <= self.learned + self.kept:
@@ -90,7 +103,7 @@ class Placement:
 
     @property
     def max_k(self) -> int:
-        """Most tokens of a gist."""
+        """Maximum number of a gist's tokens."""
         return self.limits[1] if self.limits else self.learned + self.kept
 
     def check_k(self, k: object) -> None:
@@ -102,25 +115,29 @@ class Placement:
             )
 
     def check_length(self, tokens: int, k: int, probes: int, context: int) -> None:
-        """Raise `PromptTooLongError` where a prompt of so many tokens leaves no room for its gist.
+        """Raise `PromptTooLongError` if a prompt of ``tokens`` tokens leaves no room for its gist and the rest.
 
-        probes: columns that are run behind the gist tokens where tokens are kept; context: positions of the model.
+        probes: number of probe queries that are the same for every prompt; they run only if the checkpoint keeps
+        tokens. context: number of the model's positions.
         """
-        behind = self.learned + READ_AGAIN + probes if self.kept else 0
-        limit = context - max(k, behind) - 1
+        columns_after = self.learned + READ_AGAIN + probes if self.kept else 0
+        limit = context - max(k, columns_after) - 1  # one position is left for the rest
         if tokens > limit:
             raise PromptTooLongError(tokens, limit)
 
     def learned_columns(self, k: int) -> int:
-        """Learned gist tokens that are run for gists of at most k: all where probe queries stand behind them."""
+        """Number of learned gist tokens to run for gists of at most k tokens.
+
+        It is all of them if the checkpoint keeps tokens, so that probe queries attend to the same tokens for every k.
+        """
         return self.learned if self.kept else min(k, self.learned)
 
     def gist_start(self, prompt_tokens: int, learned: int) -> int:
-        """The position at which the model reads a gist with so many learned tokens."""
+        """The position of the first of ``learned`` gist tokens, or of the rest if ``learned`` is 0."""
         return prompt_tokens if self.numbering == "absolute" or not learned else self.opening
 
     def place(self, lengths: Tensor, k: Tensor) -> Placed:
-        """Prompts of these lengths, opening included, and gists of at most k tokens; both int [batch]."""
+        """Place prompts of these lengths, opening included, and their gists of at most k tokens; both int [batch]."""
         if self.kept:
             tokens = (lengths - self.opening).clamp_min(0)
             few = leaves_few(tokens, k)
@@ -128,8 +145,9 @@ class Placement:
             kept = (k - learned).minimum(tokens)
         else:
             learned, kept = k, k * 0
-        starts = lengths if self.numbering == "absolute" else (lengths * 0 + self.opening).where(learned > 0, lengths)
-        return Placed(learned, kept, starts - lengths, starts)
+        relative = (lengths * 0 + self.opening).where(learned > 0, lengths)
+        gist_start = lengths if self.numbering == "absolute" else relative
+        return Placed(learned, kept, gist_start - lengths, gist_start)
 
     def columns(
         self,
@@ -137,12 +155,13 @@ class Placement:
         rest_parts: Tensor,
         placed: Placed,
         condition: Condition,
-        gist: tuple[int, int] = (0, 0),
+        gist_columns: tuple[int, int] = (0, 0),
     ) -> tuple[Tensor, Tensor]:
         """Parts and positions [batch, h + N + g + R] of opening, prompt, gist and rest.
 
-        prompt_parts [batch, N], rest_parts [batch, R]: left-padded. gist: columns of learned and behind them of kept
-        tokens. In the positive control the rest follows the prompt, in the negative control the opening.
+        prompt_parts [batch, N], rest_parts [batch, R]: left-padded. gist_columns: number of columns for learned tokens,
+        and number of columns for kept tokens after them; g is their sum. In the positive control the rest's positions
+        follow the prompt's, in the negative control the opening's.
         """
         import torch
 
@@ -153,7 +172,7 @@ class Placement:
             Condition.NEGATIVE: torch.full_like(placed.gist_start, self.opening),
         }[condition]
         opening = torch.arange(self.opening, device=device).expand(rows, -1)
-        gist_parts, gist_positions = _gist_columns(placed, *gist)
+        gist_parts, gist_positions = _gist_columns(placed, *gist_columns)
         parts = [torch.full_like(opening, int(Part.OPENING)), prompt_parts, gist_parts, rest_parts]
         positions = [
             opening,
@@ -166,9 +185,10 @@ class Placement:
     def cached_columns(
         self, gists: Sequence[tuple[int, int, int] | None], device: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Parts and positions [batch, C] of opening and gist, left-padded, and where each rest begins [batch].
+        """Parts and positions [batch, C] of opening and gist, left-padded, and the rests' first positions [batch].
 
-        gists: of each row (start, learned, kept), or None for a row without one.
+        gists: for each row (start, learned, kept), or None for a row without a gist. start: position of the first
+        learned token. Rows without a gist have an empty cache: their tokens, opening included, are all encoded anew.
         """
         import torch
 
@@ -181,35 +201,37 @@ class Placement:
             positions.append([*range(opening), *range(start, start + learned), *[max(0, start - 1)] * kept])
         width = max(map(len, parts))
         padded = [[[int(Part.PAD)] * (width - len(row)) + row for row in rows] for rows in (parts, positions)]
-        starts = [gist[0] + gist[1] if gist else 0 for gist in gists]
-        made = [torch.tensor(rows, dtype=torch.long, device=device) for rows in (*padded, starts)]
+        rest_starts = [gist[0] + gist[1] if gist else 0 for gist in gists]
+        made = [torch.tensor(rows, dtype=torch.long, device=device) for rows in (*padded, rest_starts)]
         return made[0], made[1], made[2]
 
 
 def leaves_few(tokens: Any, k: Any) -> Any:
-    """Whether k kept tokens, of so many, drop so few that a learned one would not be worth its place.
-
-    Both are ints, or integer tensors of one shape.
+    """Whether keeping k of ``tokens`` prompt tokens leaves too few out for a learned token to be worth its place; also
+    true if tokens <= k. Both are ints, or integer tensors of one shape.
     """
     dropped = tokens - k
-    return (dropped <= FEW) & (dropped * FEW_PART <= k)
+    return (dropped <= MAX_DROPPED) & (dropped * KEPT_PER_DROPPED <= k)
 
 
 def left_positions(parts: Tensor, starts: Tensor) -> Tensor:
-    """[batch, S] positions that count from ``starts`` [batch] at each row's first token; padding repeats the start."""
+    """Positions [batch, S] of left-padded rows, counted from ``starts`` [batch] at each row's first token.
+
+    parts: [batch, S] of `Part`. Padding gets the row's start.
+    """
     return starts[:, None] + ((parts != Part.PAD).cumsum(dim=1) - 1).clamp_min(0)
 
 
-def behind(parts: Tensor, first: int) -> Tensor:
-    """bool [batch, N]: which columns hold a prompt's tokens behind its first so many. parts: [batch, N] of `Part`."""
+def after_opening(parts: Tensor, opening: int) -> Tensor:
+    """bool [batch, N]: which columns hold prompt tokens after the first ``opening`` ones. parts: `Part`s [batch, N]."""
     is_prompt = parts == Part.PROMPT
-    return is_prompt & (is_prompt.cumsum(dim=1) > first)
+    return is_prompt & (is_prompt.cumsum(dim=1) > opening)
 
 
 def _gist_columns(placed: Placed, learned: int, kept: int) -> tuple[Tensor, Tensor]:
-    """Parts and positions [batch, learned + kept] of gists in so many columns of either kind, filled from the left.
+    """Parts and positions [batch, learned + kept] of gists in ``learned`` columns, then ``kept`` columns.
 
-    A kept token stands before the gist: only a sliding window would ask where.
+    Each row fills both groups of columns from the left. Kept columns get the placeholder position.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The gist adapter: a LoRA that acts on gist tokens only; knows nothing of prompts or gists."""
+"""Adds and loads the gist adapter, a LoRA, and limits it to a pass's last columns; knows no prompts and no gists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LoraModules(StrEnum):
 def add_lora(
     reader: PreTrainedModel, rank: int, *, share: bool, modules: LoraModules = LoraModules.ATTENTION
 ) -> nn.Module:
-    """The reader with a LoRA; ``share`` leaves the reader itself untouched."""
+    """The reader with a new LoRA. share: add it to a copy that shares the tensors, so the reader stays as it is."""
     from peft import LoraConfig, get_peft_model
 
     targets: Any = "all-linear" if modules == LoraModules.ALL else _attention_layers(reader)
@@ -56,7 +56,7 @@ def _attention_layers(model: nn.Module) -> list[str]:
 
 
 def load_lora(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.Module:
-    """The reader with the LoRA of a folder. Raises `ModelError` when it does not fit."""
+    """The reader with the LoRA in ``folder``; ``share`` as in `add_lora`. Raises `ModelError` if it does not fit."""
     from peft import PeftModel
 
     try:
@@ -74,14 +74,14 @@ def load_lora(reader: PreTrainedModel, folder: Path, *, share: bool) -> nn.Modul
 
 
 def adapter_weights(writer: nn.Module) -> dict[str, Tensor]:
-    """The adapter's own tensors; none for a model without one."""
+    """The LoRA's tensors by name; empty for a model without one."""
     return {name: tensor for name, tensor in writer.named_parameters() if "lora_" in name}
 
 
 class AdapterOnLast:
-    """Lets a writer's adapter act on the last columns of a pass only; the others pass the bare base.
+    """Lets a writer's adapter act on the last columns of a pass only; the other columns pass the bare base.
 
-    Which modules that needs is looked up once: a short prompt's pass is over in a few hundred calls of these forwards.
+    The modules to change are looked up once, because for a short prompt a look-up in every pass would take long.
     """
 
     def __init__(self, writer: nn.Module) -> None:
@@ -90,13 +90,14 @@ class AdapterOnLast:
         layers: list[Any] = [module for module in writer.modules() if hasattr(module, "lora_A")]
         self._forwards = [(layer, self._forward(layer)) for layer in layers]
 
-    def __bool__(self) -> bool:
-        """Whether the writer has an adapter."""
-        return bool(self._forwards)
+    @property
+    def is_empty(self) -> bool:
+        """Whether the writer has no adapter layers, so that there is nothing to keep off any column."""
+        return not self._forwards
 
     @contextmanager
     def __call__(self, columns: int) -> Iterator[None]:
-        """Meanwhile the adapter acts on the last ``columns`` tokens; one pass at a time."""
+        """Within the `with` block, the adapter acts on the last ``columns`` columns only. For one pass at a time."""
         self._columns = columns
         for layer, forward in self._forwards:
             layer.__dict__["forward"] = forward
@@ -108,7 +109,7 @@ class AdapterOnLast:
                 del layer.__dict__["forward"]
 
     def _tail(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The last columns of x [batch, tokens, channels] as [batch * columns, channels], once for all that read x."""
+        """The last columns of x [batch, tokens, channels] as [batch * columns, channels]; cached for the next layer."""
         if self._last is None or self._last[0] is not x:
             self._last = x, x[:, -self._columns :].to(dtype).flatten(0, 1)
         return self._last[1]
@@ -122,7 +123,7 @@ class AdapterOnLast:
             result: Tensor = base(x)
             updated = result[:, -self._columns :]
             for a, b, scaling in terms:
-                down, up = a.weight, b.weight  # looked up in each pass, for which FSDP puts others in their place
+                down, up = a.weight, b.weight  # read in each pass: FSDP puts other tensors in their place
                 update = self._tail(x, down.dtype).mm(down.t()).mm(up.t())
                 updated.add_(update.view(updated.shape), alpha=scaling)
             return result
@@ -131,6 +132,6 @@ class AdapterOnLast:
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules over the same tensors: what is then added to the twin leaves the model alone."""
+    """A copy of the modules over the same tensors: what is added to the copy leaves the model alone."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)

@@ -1,9 +1,8 @@
 """A gist checkpoint: base model, gist adapter, gist embeddings and prompt format, loaded and saved together.
 
-Two models share the base's weights in memory. The *reader* is the stock model: it encodes prompts and
-answers over gists. The *writer* turns gist tokens into keys and values. Under the `frozen` recipe the writer
-carries a LoRA adapter and the reader is the untouched base; under `paper` both are the same tuned model.
-Knows no prompt's text, no gist and no generation.
+Two models share the base's weights in memory. The *reader* encodes prompts and answers over gists; the *writer* turns
+gist tokens into keys and values. Under the recipe `frozen` the reader is the unchanged base, and the writer is the base
+plus LoRA; under `paper` one fine-tuned model is both. Runs no prompt, makes no gist and generates nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from gistlm.models.adapter import AdapterOnLast, LoraModules, adapter_weights, a
 from gistlm.models.architecture import Architecture, inspect_architecture
 from gistlm.models.config import (
     EMBEDDINGS,
-    FIT_WEIGHTS,
+    FIT_STRENGTHS,
     GIST_TOKEN,
     PROBES,
     Base,
@@ -47,20 +46,20 @@ from gistlm.prompt import PromptTokenizer, default_format
 
 logger = logging.getLogger(__name__)
 
-FITTED = 0.5
-"""Where training of `Checkpoint.fit_weights` starts from."""
+INITIAL_STRENGTH = 0.5
+"""Value of every one of `Checkpoint.fit_strengths` before training."""
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """What an untrained checkpoint is made of."""
+    """Options of an untrained checkpoint."""
 
     recipe: Recipe
     max_k: int = 16
     kept: int = 0
-    """So many of the max_k tokens are the prompt's own, the others learned gist tokens."""
+    """Maximum number of kept tokens in a gist; the other max_k - kept tokens are learned."""
     lora_rank: int | None = 32
     """None (`paper` only) trains every weight."""
     lora_modules: LoraModules = LoraModules.ATTENTION
@@ -80,10 +79,12 @@ class Checkpoint:
         prompts: PromptTokenizer,
         trained: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """trained: "fit_weights" and "probe_embeddings" where there are such (see the attributes)."""
+        """trained: fit strengths and probe embeddings by their names in the file, `FIT_STRENGTHS` and `PROBES`, if the
+        checkpoint has them; see the attributes. Other names are ignored.
+        """
         self.config = config
-        # peft froze the tensors that reader and writer share, and torch multiplies the last token's slice by frozen
-        # weights as a batch of products: its logits took 20 to 80 times as long. Training chooses for itself.
+        # peft sets requires_grad=False on the shared tensors; torch then takes a slow path for the last token's logits
+        # (20 to 80 times slower). Turn it on again; training sets its own.
         self.reader = reader.requires_grad_(True)
         self.writer: Any = writer
         """A `PeftModel`, or the reader itself."""
@@ -92,32 +93,33 @@ class Checkpoint:
         self.prompts = prompts
         added = prompts.tokenizer.added_tokens_decoder.items()
         self.gist_token_ids = tuple(index for index, token in added if token.content == GIST_TOKEN)
-        """Gist tokens that the vocabulary contains, never to be emitted; ours lie outside it."""
+        """Ids of gist tokens in the vocabulary (the original project added one), which must never be generated. This
+        project's gist tokens are not in the vocabulary."""
         self.architecture: Architecture = inspect_architecture(reader)
         if config.kept:
             check_kept(self.architecture, reader)
         found, device = trained if trained and config.kept else {}, reader.device
         shape = (self.architecture.layers if config.kept else 0, 2)
-        fit_weights = found.get(FIT_WEIGHTS, torch.full(shape, FITTED))
-        self.fit_weights = _parameter(FIT_WEIGHTS, fit_weights, shape, device)
-        """[layers, 2]: how far the first learned gist token's key and value are fitted (see `kept_tokens.fit`); [0, 2]
-        where no tokens are kept"""
+        fit_strengths = found.get(FIT_STRENGTHS, torch.full(shape, INITIAL_STRENGTH))
+        self.fit_strengths = _parameter(FIT_STRENGTHS, fit_strengths, shape, device)
+        """[layers, 2]: how far the first learned gist token's key and value move to the fitted ones (see
+        `kept_tokens.fit`); [0, 2] if no tokens are kept"""
         hidden = int(gist_embeddings.shape[1])
         probes = found.get(PROBES, torch.zeros(0, hidden))
         self.probe_embeddings = _parameter(PROBES, probes, (*probes.shape[:1], hidden), device)
-        """[probes, hidden]: input embeddings of learned probe queries (see `kept_tokens`)"""
+        """[probes, hidden]: trained input embeddings of probe queries (see `kept_tokens`)"""
 
     @property
     def placement(self) -> Placement:
-        """How this checkpoint's gists are placed."""
+        """How this checkpoint places gists."""
         learned = int(self.gist_embeddings.shape[0])
-        k, opening = self.config.k, len(self.visible_opening_ids)
-        limits = (k.least, k.most) if k else None
+        k_range, opening = self.config.k, len(self.visible_opening_ids)
+        limits = (k_range.least, k_range.most) if k_range else None
         return Placement(self.architecture.numbering, opening, learned, self.config.kept, limits)
 
     @property
     def visible_opening_ids(self) -> list[int]:
-        """The template's opening tokens that stay visible to the rest."""
+        """Ids of the template's opening tokens if they stay visible to the rest, else none."""
         return self.prompts.opening_ids if self.prompts.format.opening_visible else []
 
     @property
@@ -128,7 +130,7 @@ class Checkpoint:
 
     @property
     def writer_encoder(self) -> nn.Module:
-        """The writer's encoder, of an encoder-decoder model."""
+        """The writer's encoder; for encoder-decoder models only."""
         encoder: nn.Module = self._bare_writer.get_encoder()
         return encoder
 
@@ -138,33 +140,34 @@ class Checkpoint:
 
     @cached_property
     def adapter_on_last(self) -> AdapterOnLast:
-        """For one pass of prompt and gist tokens together."""
+        """Keeps the adapter off the prompt's columns where prompt and gist tokens go through the writer in one pass."""
         return AdapterOnLast(self.writer)
 
     @property
     def fingerprint(self) -> str:
-        """Of what reads a gist: the reader's weights and settings, the tokenizer and the prompt format."""
+        """Fingerprint of what reads a gist: the reader's weights and settings, the tokenizer and the prompt format."""
         return self.fingerprints[max(self.fingerprints)]
 
     @cached_property
     def fingerprints(self) -> dict[int, str]:
-        """The same by version: gists of version 1 hold that of version 1."""
+        """Fingerprints of the reader by version of the gist files that hold them; `fingerprint` is the newest."""
         tuned = self.adapter_fingerprint if self.config.recipe == Recipe.PAPER else ""
         vocabulary = self.prompts.tokenizer.get_vocab()
         return reader_fingerprints(self.config.bases[0], tuned, vocabulary, self.prompts.format)
 
     @cached_property
     def adapter_fingerprint(self) -> str:
-        """Of what writes a gist: adapter, gist embeddings, weights of fitting and probe queries."""
+        """Fingerprint of what writes a gist: adapter, gist embeddings, fit strengths and probe embeddings."""
         adapter = {name.replace(".default", ""): tensor for name, tensor in adapter_weights(self.writer).items()}
-        return self._adapter_fingerprint({**self._own_weights, **adapter})
+        return self._adapter_fingerprint({**self._gist_tensors, **adapter})
 
     @property
-    def _own_weights(self) -> dict[str, Tensor]:
-        own: dict[str, Tensor] = {"gist_embeddings": self.gist_embeddings}
+    def _gist_tensors(self) -> dict[str, Tensor]:
+        """The tensors that `EMBEDDINGS` holds, by their names there."""
+        found: dict[str, Tensor] = {"gist_embeddings": self.gist_embeddings}
         if self.config.kept:
-            own[FIT_WEIGHTS] = self.fit_weights
-        return own | ({PROBES: self.probe_embeddings} if len(self.probe_embeddings) else {})
+            found[FIT_STRENGTHS] = self.fit_strengths
+        return found | ({PROBES: self.probe_embeddings} if len(self.probe_embeddings) else {})
 
     def _adapter_fingerprint(self, tensors: dict[str, Tensor]) -> str:
         return sha256(
@@ -174,8 +177,10 @@ class Checkpoint:
         )
 
     def without_adapter(self, name: str, config: CheckpointConfig, gist_embeddings: Tensor) -> Checkpoint:
-        """The same reader, which reads its own gists and these, with other gist embeddings [learned, hidden] and no
-        adapter; ``name`` tells its gists from others.
+        """A checkpoint with the same reader, no adapter and other gist embeddings [learned, hidden].
+
+        Either reads the other's gists. ``name`` is hashed into the new checkpoint's adapter fingerprint, which tells
+        their gists apart.
         """
         made = Checkpoint(config, self.reader, self.reader, gist_embeddings, self.prompts)
         made.adapter_fingerprint, made.fingerprints = sha256(name.encode()), self.fingerprints
@@ -185,7 +190,7 @@ class Checkpoint:
     def create(
         cls, base: str, options: CheckpointOptions, device: str | None = None, dtype: torch.dtype | None = None
     ) -> Checkpoint:
-        """An untrained checkpoint over a stock model."""
+        """Make an untrained checkpoint on a stock model."""
         reader, tokenizer, fingerprint = load_base(base, device, dtype)
         config = CheckpointConfig(
             name=Path(base).stem,
@@ -210,7 +215,8 @@ class Checkpoint:
     def load(
         cls, folder: Path, base: str | None = None, device: str | None = None, dtype: torch.dtype | None = None
     ) -> Checkpoint:
-        """Read a checkpoint folder. ``base`` replaces the recorded one; the log says if it is not known to fit.
+        """Read a checkpoint folder. base: a model to use in place of the recorded one; if it is not known to fit, a
+        warning is logged.
 
         Raises `ModelNotFoundError` or `ModelError`.
         """
@@ -242,17 +248,21 @@ class Checkpoint:
             PromptTokenizer(tokenizer, prompt_format),
             trained,
         )
-        own = made._own_weights  # for what the files have not, or have and do not use
-        held = {name: tensor for name, tensor in trained.items() if name in own or "lora_" in name}
-        made.adapter_fingerprint = made._adapter_fingerprint(own | held)  # as the files hold it
+        # fingerprint the tensors in the dtype the files hold; for those the files lack, use the defaults; ignore those
+        # this checkpoint does not use
+        defaults = made._gist_tensors
+        held = {name: tensor for name, tensor in trained.items() if name in defaults or "lora_" in name}
+        made.adapter_fingerprint = made._adapter_fingerprint(defaults | held)
         return made
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> Path:
-        """Write a hub-shaped folder: adapter or model, gist embeddings, `gistlm.json`, and a model card if given."""
+        """Write a folder as model hubs expect it: adapter or model, gist embeddings, `gistlm.json`, and the text of a
+        model card if given.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        k = self.config.k or Range(most=self.placement.max_k)
-        config = self.config.replace(k=k)
+        k_range = self.config.k or Range(most=self.placement.max_k)
+        config = self.config.replace(k=k_range)
         if self.writer is not self.reader:
             self.writer.peft_config["default"].base_model_name_or_path = self.config.base  # not a path of this machine
             tensors = {name: tensor.to(self.reader.dtype) for name, tensor in adapter_weights(self.writer).items()}
@@ -263,9 +273,9 @@ class Checkpoint:
             config = config.replace(bases=[describe_base(".", self.reader, weights)])
             self.reader.save_pretrained(folder)
             self.prompts.tokenizer.save_pretrained(folder)
-        own = {name: tensor.detach().cpu().contiguous() for name, tensor in self._own_weights.items()}
-        own["gist_embeddings"] = own["gist_embeddings"].to(self.reader.dtype)
-        save_file(own, folder / EMBEDDINGS)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._gist_tensors.items()}
+        tensors["gist_embeddings"] = tensors["gist_embeddings"].to(self.reader.dtype)
+        save_file(tensors, folder / EMBEDDINGS)
         write_config(folder, config, self.prompts.format)
         if card is not None:
             write_atomically(folder / "README.md", card.encode())
@@ -273,13 +283,15 @@ class Checkpoint:
 
 
 def describe_base(name: str, model: PreTrainedModel, weights: str) -> Base:
-    """A loaded base, given the fingerprint of its weights."""
+    """The record of a loaded base. name: where it is; weights: the fingerprint of its weights."""
     config = model.config if model.config.is_encoder_decoder else model.config.get_text_config(decoder=True)
     return Base(base=name, weights=weights, settings=settings_fingerprint(config.to_dict()))
 
 
 def _check_base(folder: Path, config: CheckpointConfig, used: Base, where: str, is_named: bool) -> None:
-    """Raise `ModelError` where the recorded base is not what it was; say so in the log where another one was named."""
+    """Raise `ModelError` if the recorded base has changed. If the user named another base that is not known to fit
+    (``is_named``), log a warning instead. used: the base in use; where: its path or hub id.
+    """
     known = config.bases if is_named else config.bases[:1]
     if any(_is_same(each, used) for each in known):
         return
@@ -291,7 +303,7 @@ def _check_base(folder: Path, config: CheckpointConfig, used: Base, where: str, 
 
 
 def _is_same(known: Base, used: Base) -> bool:
-    """Whether a recorded base is the one in use; files of version 1 record weights alone."""
+    """Whether a recorded base is the one in use; version 1 of `gistlm.json` records no settings."""
     return known.weights == used.weights and known.settings in ("", used.settings)
 
 
@@ -302,7 +314,7 @@ def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.
 
 
 def check_kept(architecture: Architecture, model: PreTrainedModel) -> None:
-    """Raise `UnsupportedModelError` unless a gist can keep tokens of the prompt."""
+    """Raise `UnsupportedModelError` unless gists of this model can keep tokens of the prompt."""
     if architecture.encodes:
         raise UnsupportedModelError(
             "an encoder's tokens cannot be kept: gist and prompt are read as one; set kept to 0"

@@ -1,7 +1,8 @@
-"""What `gistlm.json` says of a checkpoint, and who may read its gists; knows nothing of weights and loads no torch.
+"""Reads and writes `gistlm.json`, and computes reader fingerprints; knows nothing of weights and loads no torch.
 
-A *fingerprint* is a SHA-256 that tells whether keys and values made by one model mean the same to another. Version 1
-covers weights, tokenizer and prompt format; version 2 also the settings that change activations (`SETTINGS`).
+A *reader fingerprint* is a SHA-256 that tells whether keys and values made by one model mean the same to another.
+Version 1 covers weights, tokenizer and prompt format; version 2 also the settings that change activations (`SETTINGS`).
+Its versions are those of gist files, not of `gistlm.json`. Other fingerprints here are hashes of one part of it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from gistlm.prompt import PromptFormat
 
 CONFIG = "gistlm.json"
 EMBEDDINGS = "gist_embeddings.safetensors"
-FIT_WEIGHTS, PROBES = "fitted", "observers"
-"""What that file calls weights of fitting and probe queries; fingerprints hold these names."""
+FIT_STRENGTHS, PROBES = "fitted", "observers"
+"""Tensor names in `EMBEDDINGS` for fit strengths and probe embeddings; older names, kept because fingerprints hash
+them."""
 GIST_TOKEN = "<GIST>"
 """The original project's gist token, an entry of its vocabularies."""
 VERSION = 2
 MOST_KEPT = 1 << 16
+"""Upper bound on `CheckpointConfig.kept`, against damaged files."""
 _MAX_CONFIG_BYTES = 1 << 20
 
 SETTINGS = frozenset({
@@ -46,20 +49,20 @@ class Recipe(StrEnum):
     """How a checkpoint was trained."""
 
     FROZEN = "frozen"
-    """The base is bit-identical; only gist tokens pass through the adapter."""
+    """The base stays bit-identical; only gist tokens pass through the adapter."""
     PAPER = "paper"
-    """The whole model, or a LoRA merged into it, was tuned under the gist mask."""
+    """The whole model, or a LoRA merged into it, was fine-tuned under the gist mask."""
 
 
 class Base(Options):
     """A base model that an adapter fits."""
 
     base: Text
-    """Folder, hub id or package file; "." when it lies in the checkpoint's own folder."""
+    """Where it is: a folder, a hub id or a package file; "." if it is in the checkpoint's folder."""
     weights: str
     """Fingerprint of its weights (`loading.fingerprint_weights`)."""
     settings: str = ""
-    """Fingerprint of its settings (`settings_fingerprint`); empty where a file of version 1 does not say."""
+    """Fingerprint of its settings (`settings_fingerprint`); empty in version 1 of `gistlm.json`."""
 
 
 class Range(Options):
@@ -70,35 +73,35 @@ class Range(Options):
 
 
 class CheckpointConfig(Options):
-    """What `gistlm.json` says beside the prompt format."""
+    """The content of `gistlm.json`, without the prompt format."""
 
     name: str
-    """For people."""
+    """Name that is shown to people."""
     recipe: Annotated[Recipe, Field(strict=False)]
     bases: Annotated[list[Base], Field(min_length=1)]
     """The base that the adapter was made for, then others that it is known to fit. Their gists are not interchangeable.
-    """
+    In memory the first is the base in use."""
     anchored: bool = False
-    """Whether each gist token starts from a token of the prompt beside its own embedding (`embeddings.anchor_ids`)."""
+    """Whether a prompt token's embedding is added to each gist token's own (`embeddings.anchor_ids`)."""
     kept: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 0
-    """Most tokens of the prompt whose own keys and values a gist keeps behind its learned ones (`kept_tokens`)."""
+    """Maximum number of kept tokens in a gist, after its learned ones (`kept_tokens`)."""
     k: Range | None = None
-    """How many tokens a gist may have, learned and kept; all that the checkpoint has where this is not said."""
+    """Allowed gist lengths, learned and kept tokens together; null: from 1 to learned + kept."""
 
     @property
     def base(self) -> str:
-        """The base that the adapter was made for."""
+        """Where the first of ``bases`` is."""
         return self.bases[0].base
 
 
 def write_config(folder: Path, config: CheckpointConfig, prompt_format: PromptFormat) -> None:
-    """Write `gistlm.json`, whole or not at all."""
+    """Write `gistlm.json` atomically."""
     record = {"version": VERSION, **config.model_dump(mode="json"), "prompt_format": prompt_format.to_dict()}
     write_atomically(folder / CONFIG, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
-    """What a folder's `gistlm.json` says. Raises `ModelNotFoundError` without one, `ModelError` if it is damaged."""
+    """Read a folder's `gistlm.json`. Raises `ModelNotFoundError` if there is none, `ModelError` if it is damaged."""
     path = folder / CONFIG
     if not path.is_file():
         raise ModelNotFoundError(f"{folder} is not a gist checkpoint: it has no {CONFIG}")
@@ -115,14 +118,14 @@ def read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
         if version == 1:
             record["bases"] = [{"base": record.pop("base"), "weights": record.pop("base_fingerprint")}]
         config = CheckpointConfig.parse(record)
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        json.dumps(record, ensure_ascii=False).encode()  # raises if a string holds a lone surrogate
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     return config, prompt_format
 
 
 def settings_fingerprint(configuration: Mapping[str, Any]) -> str:
-    """Of the `SETTINGS` among a configuration's resolved values (defaults filled in, null ones left out)."""
+    """Fingerprint of the values of `SETTINGS` in a resolved configuration (defaults filled in, nulls left out)."""
     found = {name: value for name, value in configuration.items() if name in SETTINGS and value is not None}
     return sha256(json.dumps(found, sort_keys=True, default=str).encode())
 
@@ -130,9 +133,10 @@ def settings_fingerprint(configuration: Mapping[str, Any]) -> str:
 def reader_fingerprints(
     base: Base, tuned: str, vocabulary: Mapping[str, int], prompt_format: PromptFormat
 ) -> dict[int, str]:
-    """By version, the fingerprint of what reads a gist: base, what was tuned, tokenizer and prompt format.
+    """Reader fingerprints by version of the gist files that hold them.
 
-    tuned: under `paper` the fingerprint of what writes the gist, else empty.
+    tuned: under `paper` the fingerprint of what writes the gist, which is the same model; else empty. vocabulary: token
+    ids by token. There is no version 2 if the settings of ``base`` are unknown.
     """
     others = [
         tuned.encode(),

@@ -1,6 +1,7 @@
 """A decoder-only model's passes in training; knows nothing of losses.
 
-`full_prompt` and `rest` are the cached form of the gist mask, `one_pass` the paper's.
+`full_prompt`, `write` and `run_rest` are three passes over a cache; `masked_pass` is one pass under the gist mask. Both
+ways give the same logits.
 """
 
 from __future__ import annotations
@@ -18,32 +19,33 @@ from transformers import DynamicCache
 from gistlm.compress import Encoded, encode_opening, encode_prompts, gist_inputs, place, write_gists
 from gistlm.gisting.kept_tokens import ProbedPass, attention_divergence
 from gistlm.gisting.kv_cache import KeyValues, join_key_values, key_values_of, repeat_key_values
-from gistlm.gisting.placement import Condition, Part, Placed, behind
+from gistlm.gisting.placement import Condition, Part, Placed, after_opening
 from gistlm.models.checkpoint import Checkpoint
 from gistlm.models.transformers_compat import CACHE
 from gistlm.training.batches import Batch
 
 
 class DecoderPasses:
-    """What the losses need of a decoder-only checkpoint."""
+    """`objectives.Passes` of a decoder-only checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     @cached_property
     def opening(self) -> KeyValues:
-        """The visible opening's, encoded at the first use: a model may be moved to its device before that."""
+        """Keys and values of the visible opening; encoded at the first use, when the model is on its final device."""
         return encode_opening(self.checkpoint)
 
     def full_prompt(self, batch: Batch, last: int, probed: bool = False) -> tuple[Tensor, Encoded]:
-        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts, with the
-        rest's attention mass if it is ``probed``.
+        """The positive control: logits [batch, last, vocabulary] of the last tokens, and the encoded prompts.
+
+        probed: record the rest's attention mass too, as `Encoded.rest_mass`.
         """
         h, placed = self.checkpoint.placement.opening, self._place(batch)
         parts, positions = (whole[:, h:] for whole in self._columns(batch, placed, Condition.POSITIVE))
         tokens, parts, positions = without_gaps(parts, torch.cat([batch.prompts, batch.rests], dim=1), parts, positions)
-        cache, own = DynamicCache(), behind(parts, h)
-        probe = ProbedPass(parts == Part.PROMPT, own, batch.rest_parts != Part.PAD) if probed else None
+        cache, compressed = DynamicCache(), after_opening(parts, h)
+        probe = ProbedPass(parts == Part.PROMPT, compressed, batch.rest_parts != Part.PAD) if probed else None
         reader = self.checkpoint.reader
         with _fused_attention(reader), probe(reader.get_decoder()) if probe else nullcontext():
             logits = reader(
@@ -56,30 +58,33 @@ class DecoderPasses:
                 use_cache=True,
                 logits_to_keep=_predictors(parts.shape[1], last, parts.device),
             ).logits
-        at = _prompt_columns(batch, parts.shape[1])
-        prompt = [(_of_prompts(keys, at), _of_prompts(values, at)) for keys, values in key_values_of(cache)]
-        own = behind(batch.prompt_parts, h)[:, None]
-        mass = [_of_prompts(each, at) * own for each in probe.mass] if probe else None
-        return logits, Encoded(prompt, batch.prompts, batch.prompt_parts, placed, mass)
+        indices = _prompt_columns(batch, parts.shape[1])
+        prompt = [(_of_prompts(keys, indices), _of_prompts(values, indices)) for keys, values in key_values_of(cache)]
+        compressed = after_opening(batch.prompt_parts, h)[:, None]
+        rest_mass = [_of_prompts(mass, indices) * compressed for mass in probe.mass] if probe else None
+        return logits, Encoded(prompt, batch.prompts, batch.prompt_parts, placed, rest_mass)
 
     def encode(self, batch: Batch) -> Encoded:
-        """The encoded prompts alone."""
+        """Encode the prompts only."""
         with _fused_attention(self.checkpoint.reader):
             return encode_prompts(self.checkpoint, batch.prompts, batch.prompt_parts, self._place(batch))
 
     def write(self, encoded: Encoded, batch: Batch) -> tuple[KeyValues, Tensor | None]:
-        """Keys and values of every row's gist and kept tokens, as many as the row with most has, and the probe queries'
-        `attention_divergence` from the rest if its attention was recorded.
+        """Make gists: their keys and values, padded to the batch's longest as in `write_gists`. The second value is the
+        probe queries' `attention_divergence` from the rest, or None if the rest's attention was not recorded.
         """
         placed = self._place(batch)
         assert torch.equal(encoded.placed.gist_start, placed.gist_start), "gists of this k number prompts otherwise"
         gist, mass = write_gists(self.checkpoint, replace(encoded, placed=placed), self._learned(batch))
-        if mass is None or encoded.mass is None:
+        if mass is None or encoded.rest_mass is None:
             return gist, None
-        return gist, attention_divergence(encoded.mass, mass)
+        return gist, attention_divergence(encoded.rest_mass, mass)
 
-    def rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
-        """The cached form, over opening and gist or the opening alone: logits [batch, last, vocabulary] as above."""
+    def run_rest(self, batch: Batch, gist: KeyValues | None, condition: Condition, last: int) -> Tensor:
+        """Run the rest over the cached opening and gists: logits [batch, last, vocabulary] of the last tokens.
+
+        If ``gist`` is None, the cache holds the opening only.
+        """
         rows, width = batch.rests.shape
         k = gist[0][0].shape[2] if gist else 0
         parts, positions = self._columns(batch, self._place(batch), condition, k)
@@ -99,8 +104,11 @@ class DecoderPasses:
         ).logits
         return logits
 
-    def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
-        """The paper's form, in one pass: logits [batch, last, vocabulary] that predict the last tokens."""
+    def masked_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
+        """Run opening, prompt, gist and rest in one pass under the gist mask, as in the paper.
+
+        Returns logits [batch, last, vocabulary] that predict the last tokens.
+        """
         k = self._learned(batch)
         embed, rows = self.checkpoint.reader.get_input_embeddings(), len(batch.rests)
         opening = torch.tensor(self.checkpoint.visible_opening_ids, dtype=torch.long, device=batch.rests.device).expand(
@@ -124,7 +132,7 @@ class DecoderPasses:
         return logits
 
     def _learned(self, batch: Batch) -> int:
-        """Columns of learned gist tokens."""
+        """Number of columns for learned gist tokens."""
         return self.checkpoint.placement.learned_columns(int(batch.k.max()))
 
     def _place(self, batch: Batch) -> Placed:
@@ -139,9 +147,9 @@ class DecoderPasses:
 
 
 def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:
-    """Tensors of columns [batch, S, ...] with each row's padding all on its left, and cut to the longest row's width.
+    """Move each row's padding to its left and cut all rows to the longest row's width.
 
-    parts: [batch, S] of `Part`.
+    parts: [batch, S] of `Part`. columns: tensors [batch, S, ...], which are returned rearranged.
     """
     shown = parts != Part.PAD
     order = shown.int().argsort(dim=1, stable=True)[:, shown.shape[1] - int(shown.sum(dim=1).max()) :]
@@ -151,35 +159,39 @@ def without_gaps(parts: Tensor, *columns: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _fused_attention(model: Any) -> Iterator[None]:
-    """Meanwhile, where no gradients are taken on a CPU, torch's own attention in place of plain products, which are
-    faster backward only (`start._use_plain_attention`). A cap on the scores is known to plain products alone.
+    """Within the `with` block, use SDPA in place of eager attention, for passes on a CPU that take no gradients.
+
+    Training on a CPU uses eager attention because its backward is faster (`start._use_plain_attention`); its forward is
+    slower. Models that cap attention scores keep eager attention, because SDPA has no cap.
     """
     config = model.get_decoder().config
-    own = config._attn_implementation
-    slow = own == "eager" and model.device.type == "cpu" and not torch.is_grad_enabled()
+    before = config._attn_implementation
+    slow = before == "eager" and model.device.type == "cpu" and not torch.is_grad_enabled()
     if slow and model._supports_sdpa and not getattr(config, "attn_logit_softcapping", None):
         config._attn_implementation = "sdpa"
     try:
         yield
     finally:
-        config._attn_implementation = own
+        config._attn_implementation = before
 
 
 def _prompt_columns(batch: Batch, width: int) -> Tensor:
-    """[batch, N]: where the columns of left-padded prompts stand in full rows of ``width`` columns `without_gaps`.
+    """Indices [batch, N] of the prompts' columns in rows of prompt and rest, ``width`` wide, that `without_gaps` made.
 
-    Padding has any column.
+    The indices of padding mean nothing.
     """
     ends = width - (batch.rest_parts != Part.PAD).sum(dim=1, keepdim=True)
     return (ends + torch.arange(-batch.prompts.shape[1], 0, device=ends.device)).clamp_min(0)
 
 
-def _of_prompts(columns: Tensor, at: Tensor) -> Tensor:
-    """[batch, kv_heads, N, ...] of the columns [batch, kv_heads, S, ...] whose indices are ``at``, [batch, N]."""
-    rows = torch.arange(len(at), device=at.device)[:, None]
-    return columns[rows, :, at].transpose(1, 2)
+def _of_prompts(columns: Tensor, indices: Tensor) -> Tensor:
+    """Select columns: from [batch, kv_heads, S, ...] by indices [batch, N], returns [batch, kv_heads, N, ...]."""
+    rows = torch.arange(len(indices), device=indices.device)[:, None]
+    return columns[rows, :, indices].transpose(1, 2)
 
 
 def _predictors(width: int, last: int, device: torch.device) -> Tensor:
-    """The columns that predict the last tokens. (Given as indices, the head's input is contiguous: one product.)"""
+    """Indices of the columns that predict the last tokens. Given as indices and not as a number, transformers passes
+    the head a contiguous tensor, which needs only one matrix product.
+    """
     return torch.arange(width - last - 1, width - 1, device=device)

@@ -1,6 +1,6 @@
 """An encoder-decoder model's passes in training; knows nothing of losses.
 
-What `decoder_passes` is for a decoder: the rest without its output goes through the encoder, the output to the decoder.
+The counterpart of `decoder_passes`. The rest without its output goes through the encoder, the output to the decoder.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gistlm.models.checkpoint import Checkpoint
 from gistlm.training.batches import Batch
 
 Gists = tuple[KeyValues, Tensor]
-"""Keys and values by layer, and final states [batch, k, hidden]; padded on the right."""
+"""Keys and values of each layer, and final states [batch, k, hidden]; padded on the right."""
 
 
 class EncoderPasses:
-    """What the losses need of an encoder-decoder checkpoint."""
+    """`objectives.Passes` of an encoder-decoder checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     def full_prompt(self, batch: Batch, last: int, probed: bool = False) -> tuple[Tensor, None]:
-        """The positive control: logits [batch, last, vocabulary]; prompts are encoded with their gists, so not here."""
+        """The positive control: logits [batch, last, vocabulary], and None, because `write` encodes the prompts."""
         condition = Condition.POSITIVE
         tokens, rest_parts = _inputs(batch)
         parts, positions = self._columns(batch, rest_parts, condition)
@@ -39,14 +39,14 @@ class EncoderPasses:
         return self._decode(batch, states, cross_attention_mask(parts, condition), last), None
 
     def encode(self, batch: Batch) -> None:
-        """Nothing: see `full_prompt`."""
+        """Does nothing: `write` encodes the prompts."""
 
     def write(self, encoded: None, batch: Batch) -> tuple[Gists, None]:
-        """Every row's gist of its own number of tokens; an encoder keeps no tokens."""
+        """Make each row's gist of its k tokens. The second value is None: an encoder keeps no tokens."""
         return encode_gists(self.checkpoint, batch.prompts, batch.prompt_parts, batch.k), None
 
-    def rest(self, batch: Batch, gist: Gists | None, condition: Condition, last: int) -> Tensor:
-        """The cached form, over gists or over nothing: logits [batch, last, vocabulary]."""
+    def run_rest(self, batch: Batch, gist: Gists | None, condition: Condition, last: int) -> Tensor:
+        """Run the rest over cached gists, or without any if ``gist`` is None: logits [batch, last, vocabulary]."""
         key_values, gist_states = gist or ([], None)
         width = 0 if gist_states is None else gist_states.shape[1]
         tokens, rest_parts = _inputs(batch)
@@ -57,8 +57,8 @@ class EncoderPasses:
             states = torch.cat([gist_states, states], dim=1)
         return self._decode(batch, states, cross_attention_mask(parts, condition), last)
 
-    def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
-        """The paper's form, in one pass: logits [batch, last, vocabulary]."""
+    def masked_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
+        """Run prompt, gist and rest in one pass under the gist mask: logits [batch, last, vocabulary]."""
         width = int(batch.k.max())
         gist = gist_inputs(self.checkpoint, batch.prompts, batch.prompt_parts, width)
         tokens, rest_parts = _inputs(batch)
@@ -81,9 +81,10 @@ class EncoderPasses:
         return embeddings
 
     def _decode(self, batch: Batch, states: Any, visible: Tensor, last: int) -> Tensor:
-        """Logits of the outputs' last tokens, from an encoder's states [batch, S, hidden] and which of them are read.
+        """Logits [batch, last, vocabulary] that predict the outputs, given the encoder's states [batch, S, hidden].
 
-        The decoder's columns are left-padded; it counts their differences only.
+        visible: bool [batch, S], which states the decoder may read. The decoder's columns are left-padded, which
+        changes nothing: its attention depends only on differences of columns.
         """
         reader = self.checkpoint.reader
         from_end = torch.arange(int(batch.output_lengths.max()), 0, -1, device=batch.rests.device)
@@ -99,7 +100,7 @@ class EncoderPasses:
 
 
 def _inputs(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The rests without their outputs: ids and parts [batch, longest], left-padded again."""
+    """Ids and parts [batch, longest] of the rests without their outputs, left-padded again."""
     column = torch.arange(batch.rests.shape[1], device=batch.rests.device) - batch.output_lengths[:, None]
     parts = batch.rest_parts.gather(1, column.clamp_min(0)).masked_fill(column < 0, int(Part.PAD))
     longest = int((parts != Part.PAD).sum(dim=1).max())

@@ -37,7 +37,7 @@ from gistlm.training.distributed import (
     part_parameters,
     start_moments,
 )
-from gistlm.training.objectives import Weights, frozen_loss, paper_loss, passes_of, sum_over_processes
+from gistlm.training.objectives import LossWeights, frozen_loss, paper_loss, passes_of, sum_over_processes
 from gistlm.training.start import create_checkpoint
 from gistlm.training.teacher import Teacher
 from gistlm.training.tokenized import Texts, Tokenized
@@ -45,7 +45,7 @@ from gistlm.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-LEARNED = ("gist_embeddings", "fit_weights", "probe_embeddings")
+LEARNED = ("gist_embeddings", "fit_strengths", "probe_embeddings")
 """A checkpoint's own weights, beside its models'."""
 
 
@@ -110,7 +110,7 @@ class Objective(nn.Module):
                 if options.full_prompt_weight:
                     loss = loss + options.full_prompt_weight * paper_loss(self.passes, batch, Condition.POSITIVE)
                 return {"loss": loss}
-        weights = Weights(options.cross_entropy_weight, options.probe_weight)
+        weights = LossWeights(options.cross_entropy_weight, options.probe_weight)
         return {"loss": frozen_loss(self.passes, batch, weights, self.teacher)}
 
 

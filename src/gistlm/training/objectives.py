@@ -1,9 +1,9 @@
 """The two recipes' losses on one batch; knows nothing of optimisers, data files or progress.
 
 paper   Mu et al. 2023, section 3: one pass under the gist mask, cross-entropy on the output.
-frozen  the same model with the full prompt teaches the model with the gist: KL divergence on the rest's
-        tokens (prompt tuning by context distillation, Wingate et al. 2022, made amortised). The teacher's
-        pass also encodes the prompt that the gist tokens read, and takes no gradients.
+frozen  the same model with the full prompt teaches the model with the gist: KL divergence on the output's tokens
+        (prompt tuning by context distillation, Wingate et al. 2022, trained once for all prompts rather than per
+        prompt). The teacher's pass also encodes the prompt that the gist tokens read, and takes no gradients.
 """
 
 from __future__ import annotations
@@ -25,75 +25,82 @@ from gistlm.training.encoder_passes import EncoderPasses
 
 
 class Passes(Protocol):
-    """What the losses need of a checkpoint; logits are [batch, last, vocabulary], of the last tokens."""
+    """The forward passes that the losses need. Logits are [batch, last, vocabulary] and predict the ``last`` tokens."""
 
     checkpoint: Checkpoint
 
     def full_prompt(self, batch: Batch, last: int, probed: bool = False) -> tuple[Tensor, Any]:
-        """Under the full prompt, and the encoded prompts, with the rest's attention mass if it is ``probed``."""
+        """Run full prompt and rest; return logits and the encoded prompts.
+
+        probed: record the rest's attention mass on the prompt too, as part of the encoded prompts.
+        """
 
     def encode(self, batch: Batch) -> Any:
-        """The encoded prompts alone."""
+        """Encode the prompts only."""
 
     def write(self, encoded: Any, batch: Batch) -> tuple[Any, Tensor | None]:
-        """Gists from encoded prompts, and the probe queries' `attention_divergence` if the rest was probed."""
+        """Make gists from encoded prompts. The second value is the probe queries' `attention_divergence` from the rest,
+        or None if the rest was not probed.
+        """
 
-    def rest(self, batch: Batch, gist: Any, condition: Condition, last: int) -> Tensor:
-        """Over gists, or over nothing where ``gist`` is None."""
+    def run_rest(self, batch: Batch, gist: Any, condition: Condition, last: int) -> Tensor:
+        """Run the rest over gists, or without any if ``gist`` is None; return logits."""
 
-    def one_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
-        """The paper's form, in one pass."""
+    def masked_pass(self, batch: Batch, condition: Condition, last: int) -> Tensor:
+        """Run all of prompt, gist and rest in one forward pass under the gist mask, as in the paper; return logits."""
 
 
-FullPrompt = Callable[[Batch, Tensor, bool], tuple[Tensor, Any]]
-"""As `Passes.full_prompt`, given which targets are outputs, bool [batch, last]."""
+TeacherPass = Callable[[Batch, Tensor, bool], tuple[Tensor, Any]]
+"""A function in place of `Passes.full_prompt`: (batch, is_output, probed) -> (logits, encoded prompts). is_output: bool
+[batch, last], which targets are output tokens; other logits are not used."""
 
 
 def passes_of(checkpoint: Checkpoint) -> Passes:
-    """Those of the checkpoint's kind."""
+    """`EncoderPasses` for an encoder-decoder checkpoint, else `DecoderPasses`."""
     return EncoderPasses(checkpoint) if checkpoint.architecture.encodes else DecoderPasses(checkpoint)
 
 
 def paper_loss(passes: Passes, batch: Batch, condition: Condition) -> Tensor:
-    """Mean cross-entropy of the outputs in one pass under the mask; a control when ``condition`` says so."""
+    """Mean cross-entropy of the outputs in one pass under the gist mask, or under a control's."""
     targets, is_output = batch.targets()
-    logits = passes.one_pass(batch, condition, targets.shape[1])
+    logits = passes.masked_pass(batch, condition, targets.shape[1])
     return output_mean(cross_entropy(logits, targets, is_output), is_output)
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Of what the frozen recipe's loss adds to the KL to the full-prompt model."""
+class LossWeights:
+    """Weights of the extra terms of the frozen loss."""
 
     cross_entropy: float = 0.0
-    """Of the outputs' cross-entropy."""
+    """Weight of the outputs' cross-entropy."""
     probe: float = 0.0
-    """Of the probe queries' `attention_divergence` from the rest, where tokens are kept."""
+    """Weight of the probe queries' `attention_divergence` from the rest; only if the checkpoint keeps tokens."""
 
 
-def frozen_loss(passes: Passes, batch: Batch, weights: Weights, teacher: FullPrompt | None = None) -> Tensor:
-    """KL of the gist's student to the full-prompt teacher, and what else ``weights`` asks for.
+def frozen_loss(passes: Passes, batch: Batch, weights: LossWeights, teacher: TeacherPass | None = None) -> Tensor:
+    """KL(model with the full prompt || model with the gist), plus the terms that ``weights`` gives a weight.
 
-    teacher: in place of the pass under the full prompt (see `teacher.Teacher`).
+    teacher: replaces `Passes.full_prompt` (see `teacher.Teacher`).
     """
     targets, is_output = batch.targets()
     last = targets.shape[1]
     with torch.no_grad():
         probed = weights.probe > 0
         taught, encoded = teacher(batch, is_output, probed) if teacher else passes.full_prompt(batch, last, probed)
-    gist, attention = passes.write(encoded, batch)
-    student = passes.rest(batch, gist, Condition.GIST, last)
+    gist, attention_loss = passes.write(encoded, batch)
+    student = passes.run_rest(batch, gist, Condition.GIST, last)
     loss = output_mean(divergence(taught, student, is_output), is_output)
-    if attention is not None:
-        loss = weights.probe * attention + loss
-    own = (weights.cross_entropy + batch.cross_entropy)[:, None].expand_as(is_output)[is_output]
-    if own.any():
-        own = own * cross_entropy(student, targets, is_output)
-    return loss + output_mean(own, is_output)  # always: processes whose rows have no such weight take part in the mean
+    if attention_loss is not None:
+        loss = weights.probe * attention_loss + loss
+    ce_weight = (weights.cross_entropy + batch.cross_entropy)[:, None].expand_as(is_output)[is_output]
+    ce_loss = ce_weight * cross_entropy(student, targets, is_output) if ce_weight.any() else ce_weight
+    # always call it: `output_mean` is a collective, so every process must take part even if its rows have no
+    # cross-entropy weight
+    return loss + output_mean(ce_loss, is_output)
 
 
 def divergence(teacher: Tensor, student: Tensor, is_output: Tensor) -> Tensor:
-    """KL(teacher || student) in nats, [n], of the n tokens that are outputs.
+    """KL(teacher || student) in nats, [n], for the n output tokens.
 
     teacher, student: logits [batch, M, vocabulary]; is_output: bool [batch, M].
     """
@@ -102,32 +109,34 @@ def divergence(teacher: Tensor, student: Tensor, is_output: Tensor) -> Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """KL of [n, vocabulary] logits in float32, some tokens at a time: over all at once, each of some ten steps would
-    fill a tensor of n x vocabulary that no cache holds. Gradients are for the student's logits alone.
+    """KL of logits [n, vocabulary] in float32, computed for chunks of tokens.
+
+    A chunk's intermediate tensors fit into a CPU's cache; those of all n tokens would not. Only the student's logits
+    get gradients.
     """
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
         ctx.save_for_backward(teacher, student)
-        return torch.cat([_of_part(*some) for some in _in_parts(teacher, student)])
+        return torch.cat([_chunk_divergence(*chunk) for chunk in _chunks(teacher, student)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         teacher, student = ctx.saved_tensors
-        into = torch.empty_like(student)
-        for said, saying, weight, part in _in_parts(teacher, student, grad, into):
-            part.copy_(_softmax(saying).sub_(_softmax(said)).mul_(weight[:, None]))
-        return None, into
+        student_grad = torch.empty_like(student)
+        for teacher_chunk, student_chunk, grad_chunk, out in _chunks(teacher, student, grad, student_grad):
+            out.copy_(_softmax(student_chunk).sub_(_softmax(teacher_chunk)).mul_(grad_chunk[:, None]))
+        return None, student_grad
 
 
 _NUMBERS_ON_CPU = 1 << 20
-"""Of logits, in one part of a divergence: 4 MiB in float32 stay in a CPU's cache."""
+"""Number of logits in a chunk on a CPU: 4 MiB in float32, which stay in its cache."""
 _NUMBERS_ON_GPU = 1 << 28
-"""1 GiB in float32: few and large parts."""
+"""Number of logits in a chunk on an accelerator: 1 GiB in float32, so there are few chunks."""
 
 
-def _in_parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of n tokens, cut alike; the first has logits [n, vocabulary]."""
+def _chunks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors [n, ...] into the same chunks of tokens. The first, [n, vocabulary], decides the chunks' size."""
     numbers = _NUMBERS_ON_CPU if logits.device.type == "cpu" else _NUMBERS_ON_GPU
     tokens = max(1, numbers // logits.shape[1])
     return zip(*(torch.split(each, tokens) for each in (logits, *others)), strict=True)
@@ -137,28 +146,32 @@ def _softmax(logits: Tensor) -> Tensor:
     return F.softmax(logits, dim=-1, dtype=torch.float32)
 
 
-def _of_part(teacher: Tensor, student: Tensor) -> Tensor:
+def _chunk_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) [n] of logits [n, vocabulary]."""
     teacher, student = (F.log_softmax(logits, dim=-1, dtype=torch.float32) for logits in (teacher, student))
     return teacher.exp().mul_(teacher.sub_(student)).sum(-1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, is_output: Tensor) -> Tensor:
-    """Negative log-likelihood in nats, [n], of the n targets that are outputs; shapes as in `divergence`."""
+    """Negative log-likelihood in nats, [n], of the n targets that are output tokens.
+
+    logits [batch, M, vocabulary], targets [batch, M], is_output: bool [batch, M].
+    """
     return F.cross_entropy(logits[is_output].float(), targets[is_output], reduction="none")
 
 
 def output_mean(values: Tensor, is_output: Tensor) -> Tensor:
-    """Mean of [n] values, one for each output token; is_output: bool [batch, M], n of them true.
+    """Mean of ``values`` [n], one per output token. is_output: bool [batch, M], n of them true.
 
-    Where several processes share a step, it is scaled so that the mean of all their results, which data-parallel
-    training takes of gradients and losses, is the mean over the rows of all: the rows' outputs differ in length.
+    If several processes share a step, the result is scaled so that averaging over processes gives the mean over all
+    output tokens of all processes, although they hold different numbers of them. All processes must call.
     """
     processes = torch.distributed.get_world_size() if _in_several_processes() else 1
     return values.sum() / (sum_over_processes(is_output.sum()) / processes)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of every process's ``value``, on each of them; all must call. Takes no gradients."""
+    """The sum of all processes' ``value``, without gradients. All processes must call."""
     if not _in_several_processes():
         return value
     total = value.detach().clone()

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "trainable.safetensors"
 STATE = "trainer_state.json"
+_RENAMED = {"fitted": "fit_strengths", "fit_weights": "fit_strengths", "observers": "probe_embeddings"}
+"""Names in saves of older versions -> names now."""
 _MAY_CHANGE = ("threads", "device", "teacher_cache")
 """Options that a resumed run may change."""
 
@@ -39,8 +41,8 @@ def write_weights(save: Path, tensors: Mapping[str, Tensor], tokens: int, data_h
 
 
 def read_weights(save: Path) -> dict[str, Tensor]:
-    """What the run had changed."""
-    return load_file(save / WEIGHTS)
+    """The tensors that the run trains, as of the save, by the names they have now."""
+    return {_RENAMED.get(name, name): tensor for name, tensor in load_file(save / WEIGHTS).items()}
 
 
 def read_tokens(save: Path) -> int:

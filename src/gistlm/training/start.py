@@ -10,7 +10,7 @@ from gistlm.errors import InputError
 from gistlm.models.adapter import LoraModules, adapter_weights
 from gistlm.models.catalog import load_checkpoint
 from gistlm.models.checkpoint import Checkpoint, CheckpointOptions
-from gistlm.models.config import FIT_WEIGHTS, PROBES
+from gistlm.models.config import FIT_STRENGTHS, PROBES
 from gistlm.models.embeddings import random_words
 from gistlm.models.loading import check_device
 from gistlm.training.config import TrainConfig
@@ -43,7 +43,7 @@ def create_checkpoint(config: TrainConfig) -> Checkpoint:
             tensor.requires_grad_(True)
     made.gist_embeddings.data = made.gist_embeddings.data.float()
     made.gist_embeddings.requires_grad_(True)
-    made.fit_weights.requires_grad_(bool(config.kept))
+    made.fit_strengths.requires_grad_(bool(config.kept))
     if config.probes > len(made.probe_embeddings):
         more = random_words(made.reader, config.probes, config.seed)[len(made.probe_embeddings) :]
         made.probe_embeddings.data = torch.cat([made.probe_embeddings.data, more.float()])
@@ -98,5 +98,7 @@ def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
         found.writer,
         found.gist_embeddings,
         found.prompts,
-        {FIT_WEIGHTS: found.fit_weights, PROBES: found.probe_embeddings} if config.kept and found.config.kept else None,
+        {FIT_STRENGTHS: found.fit_strengths, PROBES: found.probe_embeddings}
+        if config.kept and found.config.kept
+        else None,
     )

@@ -1,9 +1,8 @@
-"""What the full-prompt model says of each row, kept in a folder: later passes over the rows, and other runs on the same
-base, need not ask it again. Knows nothing of losses.
+"""Caches the teacher's results in a folder, for later passes over the rows and for other runs on the same base.
 
-Kept of a row are the states from which the model's head makes the logits of its targets (the logits would take as many
-times the room as a vocabulary has more entries than a state), and its rest's attention mass. The file's name is a hash
-of the base, the row's tokens and what is kept.
+Knows nothing of losses. A row's file holds the hidden states from which the model's head computes the logits of its
+targets (the logits themselves would be larger, as the vocabulary is larger than a state) and its rest's attention mass.
+The file's name is a hash of the base, the row's tokens and what is cached.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from gistlm.training.distributed import is_sharded
 from gistlm.training.objectives import Passes
 
 _STATES, _MASS, _DIGEST = "states", "looks", "sha256"
-_PROBE = ".writable"
-"""Written and removed when a run begins."""
+_WRITE_TEST = ".writable"
+"""Written and removed when a run begins, to find out whether the folder can be written."""
 
 
 class Teacher:
-    """The full prompt's pass over a batch, which is left out where all of its rows are known.
+    """The full prompt's pass over a batch (a `TeacherPass`), skipped if all of the batch's rows are cached.
 
-    Raises `InputError` where the folder cannot be written, now or later, and in the first batch `UnsupportedModelError`
-    for a model that changes its logits behind the head.
+    Raises `InputError` if the folder cannot be written, on construction or later, and in the first batch
+    `UnsupportedModelError` for a model that changes its logits after the head.
     """
 
     def __init__(self, passes: Passes, folder: str | Path) -> None:
@@ -52,14 +51,16 @@ class Teacher:
             self.folder.mkdir(parents=True, exist_ok=True)
             for shelf in self.folder.glob("[0-9a-f][0-9a-f]"):
                 remove_abandoned(shelf)
-            write_atomically(self.folder / _PROBE, b"")
-            (self.folder / _PROBE).unlink(missing_ok=True)
+            write_atomically(self.folder / _WRITE_TEST, b"")
+            (self.folder / _WRITE_TEST).unlink(missing_ok=True)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise self._unwritable(error) from error
 
     def __call__(self, batch: Batch, is_output: Tensor, probed: bool) -> tuple[Tensor, Any]:
-        """As `Passes.full_prompt`, for the targets that are outputs, bool [batch, last]; other logits mean nothing.
-        The pass is run if one of the rows is new. Takes no gradients.
+        """Logits [batch, last, vocabulary] and encoded prompts, as from `Passes.full_prompt`, without gradients.
+
+        is_output: bool [batch, last], which targets are output tokens; other logits mean nothing. The pass runs if any
+        row is not cached.
         """
         counts = is_output.sum(dim=1).tolist()
         lengths = (batch.prompt_parts != Part.PAD).sum(dim=1).tolist()
@@ -75,7 +76,7 @@ class Teacher:
             logits, encoded = self.passes.full_prompt(batch, is_output.shape[1], probed)
         self._check(inputs, logits)
         states = inputs[-1].cpu()
-        mass = torch.cat([each.cpu() for each in encoded.mass], dim=1) if probed else None
+        mass = torch.cat([each.cpu() for each in encoded.rest_mass], dim=1) if probed else None
         for row, path in enumerate(paths):
             if found[row]:
                 continue
@@ -86,31 +87,30 @@ class Teacher:
         return logits, encoded
 
     def _recall(self, batch: Batch, last: int, known: list[dict[str, Tensor]]) -> tuple[Tensor, Any]:
-        """The same from what is kept, and a pass over the prompts alone."""
+        """The result of `__call__` from cached tensors, ``known`` for every row, and a pass over the prompts only."""
         device, width = batch.rests.device, batch.prompts.shape[1]
         padded = [F.pad(each[_STATES], (0, 0, last - len(each[_STATES]), 0)) for each in known]
         encoded = self.passes.encode(batch)
         if _MASS in known[0]:
             mass = torch.stack([F.pad(each[_MASS], (width - each[_MASS].shape[1], 0)) for each in known]).to(device)
-            encoded = replace(encoded, mass=list(torch.split(mass, self._heads, dim=1)))
+            encoded = replace(encoded, rest_mass=list(torch.split(mass, self._heads, dim=1)))
         return self._head(torch.stack(padded).to(device)), encoded
 
     def _check(self, inputs: list[Tensor], logits: Tensor) -> None:
-        """Once, that the head's inputs give the logits."""
+        """In the first batch, raise `UnsupportedModelError` unless the head's inputs give the logits."""
         if self._is_checked:
             return
         self._is_checked = True
         made = self._head(inputs[-1])[:, -logits.shape[1] :].to(logits.dtype) if inputs else None
         if made is None or not torch.allclose(made, logits, rtol=0, atol=0, equal_nan=True):
             raise UnsupportedModelError(
-                f"{type(self.passes.checkpoint.reader).__name__} changes its logits behind its head, and "
+                f"{type(self.passes.checkpoint.reader).__name__} changes its logits after its head, and "
                 "teacher_cache keeps what goes into the head; set teacher_cache to null"
             )
 
     def _read(self, path: Path, count: int, length: int | None) -> dict[str, Tensor] | None:
-        """A row's states of ``count`` targets, and its rest's attention mass in a prompt of ``length`` if one is given.
-
-        None where there is no such file, or one that is damaged or holds something else: the row is run again.
+        """Read a row's states of ``count`` targets and, if ``length`` is given, its rest's attention mass on a prompt
+        of that length. None if there is no such file, or if it is damaged or holds something else; the row is then run.
         """
         shapes = {_STATES: [count, self._head.weight.shape[1]]}
         if length is not None:
@@ -134,7 +134,7 @@ class Teacher:
             raise self._unwritable(error) from error
 
     def _paths(self, batch: Batch, counts: list[int], probed: bool) -> list[Path]:
-        """Each row's file: another one for each number of targets, and with attention mass."""
+        """Each row's file. Another number of targets, or attention mass beside the states, makes it another file."""
         rows = zip(
             *(each.tolist() for each in (batch.prompts, batch.prompt_parts, batch.rests, batch.rest_parts)),
             batch.output_lengths.tolist(),
@@ -153,7 +153,7 @@ class Teacher:
 
     @cached_property
     def _model(self) -> bytes:
-        """What the states depend on beside the row."""
+        """Everything but the row that the states depend on, as JSON."""
         checkpoint = self.passes.checkpoint
         config = {name: value for name, value in checkpoint.reader.config.to_dict().items() if name != "_name_or_path"}
         known = [checkpoint.config.bases[0].weights, str(checkpoint.reader.dtype), config, checkpoint.placement.opening]
@@ -161,7 +161,7 @@ class Teacher:
 
     @cached_property
     def _heads(self) -> list[int]:
-        """Key/value heads of every layer, from a pass of one token."""
+        """Number of key/value heads in every layer, found by a pass of one token."""
         return [heads for heads, _, _ in gist_layers(self.passes.checkpoint)]
 
     @property
@@ -170,7 +170,7 @@ class Teacher:
 
     @contextmanager
     def _head_inputs(self) -> Iterator[list[Tensor]]:
-        """What goes into the model's head meanwhile, [batch, targets, hidden] of each pass."""
+        """Record the inputs of the model's head within the `with` block, one [batch, targets, hidden] per pass."""
         inputs: list[Tensor] = []
         handle = self._head.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         try:

@@ -110,7 +110,7 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
                 _, encoded = passes.full_prompt(batch, targets.shape[1])
             gist = passes.write(encoded, batch)[0] if k else None
             condition = Condition.GIST if k else Condition.NEGATIVE
-            logits = passes.rest(batch, gist, condition, targets.shape[1])
+            logits = passes.run_rest(batch, gist, condition, targets.shape[1])
             name = f"k={k}" if k else "none"
             add(name, "nll", cross_entropy(logits, targets, is_output))
             add(name, "kl", divergence(full, logits, is_output))
