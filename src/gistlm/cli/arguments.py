@@ -16,7 +16,7 @@ class Command(TyperCommand):
     """A command that takes "-5 + 3 = ?" for its input: a word of a dash and a digit, or with white space in it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words as they stand; where that fails, once more with such words behind "--"."""
+        """Parse the words as they stand; where that fails, once more with such words after "--"."""
         try:
             return super().parse_args(ctx, list(args))
         except _UsageError as error:
@@ -30,7 +30,7 @@ class Command(TyperCommand):
             raise self._with_hint(error) from None
 
     def _with_inputs_last(self, args: list[str]) -> list[str] | None:
-        """Words that look like an input behind "--"; None if there is none before it."""
+        """Words that look like an input after "--"; None if there is none before it."""
         options: list[str] = []
         inputs: list[str] = []
         is_value = False

@@ -50,12 +50,12 @@ def eval(
     k: Annotated[str, typer.Option("--k", "-k", help="Numbers of gist tokens, with commas.")] = "1,2,4,8,16",
     json: Annotated[Path | None, typer.Option("--json", help="Write the results here, whole or not at all.")] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Use the first rows, and so many probes of each kind.")
+        int | None, typer.Option("--limit", help="Use this number of rows, the first ones, and of probes of each kind.")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", help="Leave out rows with more tokens of prompt, input and output.")
     ] = 1024,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Most tokens of a generated answer.")] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Maximum number of an answer's tokens.")] = 64,
     generate: Annotated[
         bool, typer.Option("--generate/--no-generate", help="Generate answers under every condition.")
     ] = True,

@@ -38,7 +38,7 @@ Dtype = Annotated[
 Engine = Annotated[str, typer.Option("--engine", envvar="GISTLM_ENGINE", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Maximum number of tokens to generate.")]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0, or below 1e-5, takes the likeliest token; higher is more varied."),

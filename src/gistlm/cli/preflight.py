@@ -31,7 +31,7 @@ class Preflight:
     config: CheckpointConfig
     prompt_format: PromptFormat
     learned: int
-    """Most gist tokens that are learned."""
+    """Maximum number of learned gist tokens."""
     probes: int
     """Learned probe queries."""
     base: Path | None
@@ -74,7 +74,7 @@ class Preflight:
         self.placement.check_length(tokens, k, probes, self._context)
 
     def check_request(self, text: Input, prompt: str | None, gist: GistFile | None, room: int) -> None:
-        """Raise `InputError` unless an input fits into the context behind a prompt and behind a gist, whichever are
+        """Raise `InputError` unless an input fits into the context after a prompt and after a gist, whichever are
         given, before ``room`` tokens of an answer.
         """
         if self.prompts is None or self._context is None:

@@ -299,6 +299,6 @@ def _messages(fields: dict[str, Any], key: str, role: str, where: str) -> list[o
 
 
 def _with_system(fields: dict[str, Any], prompt: str, where: str) -> str:
-    """The prompt behind the record's system text, if it has one."""
+    """The prompt after the record's system text, if it has one."""
     system = text(fields, "system", where)
     return f"{system}\n\n{prompt}" if system.strip() and prompt.strip() else system or prompt

@@ -122,7 +122,10 @@ def _groups(rows: Sequence[Row], *, tasks: bool) -> list[int]:
 
 
 def _drawn(groups: Sequence[int], size: int, seed: int) -> set[int]:
-    """Groups in random order, those that still fit into so many rows; one that fills half alone where they do not."""
+    """Draw groups in random order as long as they fit into ``size`` rows. groups: the group of each row.
+
+    If the groups drawn fill less than half of ``size``, draw one that fills at least half alone, if there is one.
+    """
     counts, room = Counter(groups), size
     drawn: set[int] = set()
     order = random.Random(seed).sample(list(counts), len(counts))

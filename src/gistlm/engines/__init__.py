@@ -1,1 +1,1 @@
-"""What runs models: one seam (`base`) and the engines behind it, found by name."""
+"""Engines that run models: their interface (`base`) and its implementations, chosen by name."""

@@ -1,12 +1,12 @@
-"""Requests with gists, prompts and neither, as one batch for a stock encoder-decoder model; generates nothing.
+"""Lays out requests with gists, prompts and neither as one batch for an encoder-decoder model; generates nothing.
 
 columns      0 ........ C-1 | C ............ C+T-1
 a gist       pad gist       | pad rest
 a prompt     pad .......... | pad prompt rest
 neither      pad .......... | pad rest
 
-The encoder runs the columns from C on over the gists' keys and values; the decoder reads the gists' final states and
-theirs. A batch without gists goes through the stock encoder as it is.
+The encoder runs the columns from C on over the gists' keys and values. The decoder attends to the gists' final states
+and to those of these columns. A batch without gists goes through the stock encoder, without our attention function.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from gistlm.models.checkpoint import Checkpoint
 
 
 class EncoderLayout:
-    """An encoder-decoder checkpoint's way to run requests; what `layout.Layout` is for a decoder."""
+    """Builds inputs for an encoder-decoder checkpoint; the counterpart of `layout.Layout`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._layers = gist_layers(checkpoint)
 
     def check(self, gist: Gist) -> None:
-        """Raise `GistMismatchError` unless the gist is of the reader's shape."""
+        """Raise `GistMismatchError` unless the gist has the shape and position that the reader needs."""
         gist.check_shape(self._layers, 0, self._hidden)
 
     def row(self, request: Request, output: list[int], room: int) -> Row:
-        """A request as tokens: with an ``output`` to score, or with ``room`` for tokens to come.
+        """A request as token ids. output: ids to score, or none. room: maximum number of tokens to be generated.
 
         Raises `InputError` for a conversation of several turns and for an empty prompt.
         """
@@ -52,7 +52,7 @@ class EncoderLayout:
         return Row(request, fresh, output, (cached, len(fresh), len(output) + room))
 
     def prepare(self, rows: Sequence[Row]) -> Prepared:
-        """Lay rows out as one batch; their outputs go to the decoder."""
+        """Build one batch of rows; their outputs go to the decoder."""
         device = self.checkpoint.reader.device
         tokens, fresh_parts = left_pad([row.fresh for row in rows], Part.REST, device)
         gists = [row.request.gist for row in rows]
@@ -75,7 +75,7 @@ class EncoderLayout:
         return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions, states, outputs)
 
     def generation_inputs(self, prepared: Prepared) -> dict[str, Any]:
-        """What stock `generate` takes."""
+        """Arguments of transformers' `generate`."""
         states, visible = self._encoded(prepared)
         return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": visible}
 
@@ -97,7 +97,7 @@ class EncoderLayout:
         return int(self.checkpoint.gist_embeddings.shape[1])
 
     def _encoded(self, prepared: Prepared) -> tuple[Any, Tensor]:
-        """What the decoder reads: states [batch, C + T, hidden], and which of them [batch, C + T] of 0 and 1."""
+        """Encoder states [batch, C + T, hidden], and which of them the decoder may read, 0 or 1 [batch, C + T]."""
         reader = self.checkpoint.reader
         visible = (prepared.parts != Part.PAD).long()
         encoder: Any = reader.get_encoder()
@@ -109,7 +109,7 @@ class EncoderLayout:
         return torch.cat([prepared.states, fresh], dim=1), visible
 
     def _padded(self, rows: Sequence[Tensor | None], width: int) -> Tensor:
-        """Rows [..., k, size], some of them missing, padded on the left with zeros: [batch, ..., width, size]."""
+        """Stack rows [..., k, size], padded on the left with zeros, to [batch, ..., width, size]. None: all padding."""
         device = self.checkpoint.reader.device
         empty = next(row for row in rows if row is not None)[..., :0, :]
         whole = [(empty if row is None else row).to(device) for row in rows]

@@ -1,4 +1,4 @@
-"""Requests with gists, prompts and neither, laid out as one batch for a stock model; knows nothing of generation.
+"""Lays out requests with gists, prompts and neither as one batch for a stock model; knows nothing of generation.
 
 columns      0 ........ C-1 | C ............ C+T-1
 a gist       pad opening gist | pad rest
@@ -28,63 +28,63 @@ from gistlm.models.transformers_compat import CACHE
 
 @dataclass(frozen=True)
 class Row:
-    """A request as tokens."""
+    """A request as token ids."""
 
     request: Request
     fresh: list[int]
-    """Ids that are encoded now; in a decoder they end with the output's."""
+    """Ids that are not cached and must be encoded; for a decoder-only model they end with the output's."""
     output: list[int]
-    """Ids to score; empty where an answer is generated."""
+    """Ids to score; empty if an answer is to be generated."""
     widths: tuple[int, ...]
-    """Tokens by part, as `batches.batches` takes them."""
+    """Number of tokens in each part of the row that is padded, as `batches.batches` takes them."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch of requests as the model takes it."""
+    """A batch of requests as tensors."""
 
     tokens: Tensor
     """[batch, T] fresh token ids, left-padded"""
     cached: KeyValues
-    """keys and values [batch, kv_heads, C, head_dim] by layer, left-padded; an empty list when C is 0"""
+    """keys and values [batch, kv_heads, C, head_dim] per layer, left-padded; an empty list if C is 0"""
     parts: Tensor
     """[batch, C + T] of `Part`"""
     positions: Tensor
     """[batch, C + T]"""
     states: Tensor | None = None
-    """[batch, C, hidden]: final states of the cached columns, where there is an encoder"""
+    """[batch, C, hidden]: final states of the cached columns; for encoder-decoder models only"""
     outputs: list[list[int]] = field(default_factory=list)
-    """token ids for the decoder of an encoder-decoder model to score"""
+    """token ids that the decoder of an encoder-decoder model scores"""
 
     @property
     def cached_lengths(self) -> Tensor:
-        """[batch] tokens taken from caches."""
+        """[batch]: number of tokens in the cache, without padding."""
         return (self.parts[:, : -self.tokens.shape[1]] != Part.PAD).sum(dim=1)
 
     @property
     def fresh_lengths(self) -> Tensor:
-        """[batch] tokens encoded now."""
+        """[batch]: number of tokens to encode, without padding."""
         return (self.parts[:, -self.tokens.shape[1] :] != Part.PAD).sum(dim=1)
 
 
 class Layout:
-    """A decoder-only checkpoint's way to run requests."""
+    """Builds inputs for a decoder-only checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.opening = encode_opening(checkpoint)
-        """keys and values [1, kv_heads, h, head_dim] of the visible opening, by layer"""
+        """keys and values [1, kv_heads, h, head_dim] of the visible opening, per layer"""
         self._layers = layer_shapes(self.opening) if self.opening else gist_layers(checkpoint)
 
     def check(self, gist: Gist) -> None:
-        """Raise `GistMismatchError` unless the gist is of the reader's shape."""
+        """Raise `GistMismatchError` unless the gist has the shape and position that the reader needs."""
         start = self.checkpoint.placement.gist_start(gist.provenance.prompt_tokens, gist.learned)
         gist.check_shape(self._layers, start)
 
     def row(self, request: Request, output: list[int], room: int) -> Row:
-        """A request as tokens: with an ``output`` to score, or with ``room`` for tokens to come.
+        """A request as token ids. output: ids to score, or none. room: maximum number of tokens to be generated.
 
-        Raises `PromptTooLongError` where that does not fit into the model's context, and `InputError` for an empty
+        Raises `PromptTooLongError` if all of it does not fit into the model's context, and `InputError` for an empty
         prompt.
         """
         fresh, gist = fresh_ids(self.checkpoint, request) + output, request.gist
@@ -95,7 +95,7 @@ class Layout:
         return Row(request, fresh, output, (cached, len(fresh) + room))
 
     def prepare(self, rows: Sequence[Row]) -> Prepared:
-        """Lay rows out as one batch."""
+        """Build one batch of rows."""
         checkpoint, device = self.checkpoint, self.checkpoint.reader.device
         tokens, fresh_parts = left_pad([row.fresh for row in rows], Part.REST, device)
         gists = [_moved(row.request.gist, device) for row in rows]
@@ -114,7 +114,7 @@ class Layout:
         return Prepared(tokens, cached, torch.cat([parts, fresh_parts], dim=1), positions)
 
     def generation_inputs(self, prepared: Prepared) -> dict[str, Any]:
-        """What stock `generate` takes."""
+        """Arguments of transformers' `generate`."""
         return {
             "inputs": prepared.tokens,
             "attention_mask": (prepared.parts != Part.PAD).long(),
@@ -123,7 +123,7 @@ class Layout:
         }
 
     def output_logits(self, prepared: Prepared, last: int) -> Tensor:
-        """Logits [batch, last, vocabulary] that predict the last tokens, under the gist mask's cached form."""
+        """Logits [batch, last, vocabulary] that predict the last tokens."""
         reader, width = self.checkpoint.reader, prepared.tokens.shape[1]
         masks = self.checkpoint.architecture.masks(prepared.parts, prepared.positions, width, reader.dtype)
         with torch.no_grad():
@@ -138,13 +138,13 @@ class Layout:
 
 
 def fresh_ids(checkpoint: Checkpoint, request: Request) -> list[int]:
-    """What is encoded for a request before its output. Raises `InputError` as `PromptTokenizer.request_ids` does."""
+    """Ids to encode for a request, up to its output. Raises `InputError` as `PromptTokenizer.request_ids` does."""
     prompts = checkpoint.prompts
     if request.gist is not None:
         return prompts.rest_ids(request.input)
     if request.bare_opening:
         return checkpoint.visible_opening_ids + prompts.rest_ids(request.input)
-    # a vocabulary that contains a gist token was trained with it behind full prompts too
+    # a model with a gist token in its vocabulary was trained with that token after full prompts too
     return prompts.request_ids(request.prompt, request.input, checkpoint.gist_token_ids)
 
 
@@ -153,12 +153,15 @@ def _moved(gist: Gist | None, device: torch.device) -> Gist | None:
 
 
 def _cached_layer(opening: KeyValues, gists: Sequence[Gist | None], layer: int, side: int, width: int) -> Tensor:
-    """One layer's keys (side 0) or values (1): [batch, kv_heads, width, head_dim], zero where nothing is."""
-    own = [None if gist is None else (gist.keys, gist.values)[side][layer] for gist in gists]
-    held = [row for row in own if row is not None]
+    """One layer's keys (side 0) or values (side 1) of openings and gists, left-padded with zeros.
+
+    Returns [batch, kv_heads, width, head_dim].
+    """
+    rows = [None if gist is None else (gist.keys, gist.values)[side][layer] for gist in gists]
+    held = [row for row in rows if row is not None]
     before = opening[layer][side][0] if opening else held[0][:, :0]
-    if len(held) == len(own) and all(before.shape[1] + row.shape[1] == width for row in held):  # nothing to pad
+    if len(held) == len(rows) and all(before.shape[1] + row.shape[1] == width for row in held):  # nothing to pad
         return torch.cat([before.expand(len(held), -1, -1, -1), torch.stack(held)], dim=2)
     empty = held[0][:, :0]
-    whole = [empty if row is None else torch.cat([before, row], dim=1) for row in own]
+    whole = [empty if row is None else torch.cat([before, row], dim=1) for row in rows]
     return torch.stack([F.pad(row, (0, 0, width - row.shape[1], 0)) for row in whole])

@@ -7,7 +7,7 @@ k tokens of its own is held whole. Knows nothing of metrics, rows or engines.
     tfidf        its k tokens' worth of words of highest TF-IDF, in their order (Mu et al. 2023, appendix)
     llmlingua2   its k tokens' worth of words that a token classifier would keep (Pan et al. 2024, LLMLingua-2)
     pooled       the full prompt's keys and values, averaged over k segments
-    last         the full prompt's last k tokens, behind the opening as attention sink (Xiao et al. 2023)
+    last         the full prompt's last k tokens, after the opening as attention sink (Xiao et al. 2023)
     selected     the k of the full prompt's tokens that a gist would keep if it had no learned token (see `kept_tokens`)
     untrained    a gist of k tokens before training: initial embeddings, anchors and kept tokens if it has them, no
                  adapter
@@ -208,7 +208,7 @@ def _ids(checkpoint: Checkpoint, prompts: Sequence[str]) -> list[list[int]]:
 def _encoded_prefix(
     checkpoint: Checkpoint, prompts: Sequence[str], ids: Sequence[list[int]], k: int, name: str
 ) -> list[Gist]:
-    """At most k tokens behind the visible opening, encoded as a prompt of their own from position 0."""
+    """At most k tokens after the visible opening, encoded as a prompt of their own from position 0."""
     h = checkpoint.placement.opening
     kept = [row[: h + k] for row in ids]
     if checkpoint.architecture.encodes:

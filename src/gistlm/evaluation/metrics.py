@@ -17,7 +17,7 @@ from gistlm.errors import MissingDependencyError
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 SHORT_WORDS = 5
-"""References of at most so many words are compared exactly."""
+"""References of at most this number of words are compared exactly."""
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

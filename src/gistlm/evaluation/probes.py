@@ -162,7 +162,7 @@ def in_language(language: str, answer: str) -> bool:
 
 
 def is_line(text: str, answer: str) -> bool:
-    """The answer's first line is the text; a full stop behind it does not count."""
+    """The answer's first line is the text; a full stop after it does not count."""
     return _first_line(answer) in (text, f"{text}.")
 
 

@@ -27,7 +27,7 @@ PER_KIND = 50
 BATCH = 16
 """Probes that run together."""
 NEW_TOKENS = 24
-"""Most tokens of an answer."""
+"""Maximum number of an answer's tokens."""
 LONG_ANSWERS = {"code-16": 32, "code-32": 56}
 """The same for kinds that need more."""
 

@@ -34,7 +34,7 @@ WEIGHTS = {
 SMALLEST_GAP = 1e-9
 """A smaller difference between no prompt and full prompt is no gap."""
 GROUPS = 4
-"""Most groups of prompt lengths."""
+"""Maximum number of groups of prompt lengths."""
 GROUP_ROWS = 10
 """Fewer groups are made where they would have fewer rows than this on average."""
 Z_95 = 1.959964

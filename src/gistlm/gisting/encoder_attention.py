@@ -1,8 +1,8 @@
-"""An encoder's passes under the gist mask, on stock T5 models: keys and values of some columns are kept, others read.
+"""Runs stock T5 encoders under the gist mask, with keys and values from an earlier pass; knows no checkpoints, no text.
 
-transformers hands a keyword that an encoder's forward does not know down to the registered attention function. That
-function adds the mask and the bias of the columns' true distances, so that padding may stand anywhere, and puts keys
-and values from an earlier pass before those of this one. Knows nothing of checkpoints or text.
+transformers passes a keyword that an encoder's forward does not know on to the registered attention function. That
+function adds the mask and the position bias for the columns' true distances, so that padding may be anywhere, and puts
+keys and values from an earlier pass before those of this one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ _NAME = "gistlm_encoder"
 
 
 class _Pass:  # no dataclass: FSDP hands copies of those to the layers, and what they leave in a copy is lost
-    """What the attention function needs of one pass, and what it leaves behind.
+    """Inputs and results of the attention function in one pass.
 
-    visible: bool [batch, Q, K]; distances: [batch, Q, K], the key's position less the query's.
+    visible: bool [batch, Q, K], where a query may attend to a key. distances: [batch, Q, K], the key's position minus
+    the query's. past: keys and values from an earlier pass, or an empty list.
     """
 
     def __init__(self, visible: Tensor, distances: Tensor, past: KeyValues) -> None:
         self.visible, self.distances, self.past = visible, distances, past
         self.written: KeyValues = []
-        """This pass's own keys and values by layer."""
+        """Keys and values that this pass computed, per layer."""
         self.bias: Tensor | None = None
-        """[batch, heads, Q, K]: mask and distances, from the last layer that has biases of its own"""
+        """[batch, heads, Q, K]: mask plus position bias, from the last layer that has a position bias"""
 
 
 def encode(
@@ -43,8 +44,9 @@ def encode(
 ) -> tuple[Tensor, KeyValues]:  # fmt: skip
     """Run columns through a stock encoder under the gist mask.
 
-    embeddings: [batch, S, hidden] of the new columns; parts, positions: [batch, C + S] of the past's columns, then
-    theirs. Returns the new columns' final states [batch, S, hidden] and their keys and values by layer.
+    embeddings: the new columns' input embeddings [batch, S, hidden]. past: keys and values of C earlier columns. parts,
+    positions: [batch, C + S], first of the earlier columns, then of the new ones. Returns the new columns' final states
+    [batch, S, hidden], and their keys and values per layer.
     """
     queries = embeddings.shape[1]
     visible = encoder_mask(parts, condition)[:, -queries:]
@@ -55,9 +57,9 @@ def encode(
 
 
 def decoder_inputs(model: Any, outputs: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """What a stock model's decoder takes to predict outputs (token ids): they end at the last of its columns.
+    """Decoder arguments of a stock model, with which it predicts ``outputs`` (token ids) in its last columns.
 
-    The decoder counts differences of columns too, so padding on the left changes nothing.
+    Rows are left-padded, which changes nothing: the decoder's attention depends only on differences of columns.
     """
     start, width = model.config.decoder_start_token_id, max(map(len, outputs))
     rows = [[start] * (width - len(ids) + 1) + list(ids[:-1]) for ids in outputs]
@@ -70,7 +72,7 @@ def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, gist_pass: _Pass,
     scaling: float | None = None, dropout: float = 0.0, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """An attention function of transformers: query, key and value are [batch, heads, tokens, head_dim]."""
+    """Attention function for transformers; query, key and value are [batch, heads, tokens, head_dim]."""
     gist_pass.written.append((key, value))
     if gist_pass.past:
         past_key, past_value = gist_pass.past[module.layer_idx]
@@ -79,14 +81,14 @@ def _attend(
         mask = additive(gist_pass.visible, query.dtype)
         gist_pass.bias = _distance_bias(module, gist_pass.distances).to(query.dtype) + mask
     assert gist_pass.bias is not None, "the first layer has biases"
-    # plain products: torch's fused attention for CPUs is slow backward, and the bias is as large as the scores anyway
+    # no SDPA: its backward is slow on CPUs, and it would save no memory, since the bias is as large as the scores
     scores = query @ key.transpose(2, 3) * (1.0 if scaling is None else scaling) + gist_pass.bias
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
 def _distance_bias(module: Any, distances: Tensor) -> Tensor:
-    """The layer's learned bias for distances [batch, Q, K]: [batch, heads, Q, K]."""
+    """The layer's learned position bias [batch, heads, Q, K] for distances [batch, Q, K]."""
     bucket = module._relative_position_bucket
     known = inspect.signature(bucket).parameters
     options = {
@@ -101,11 +103,11 @@ def _distance_bias(module: Any, distances: Tensor) -> Tensor:
 
 @contextmanager
 def _gist_attention(encoder: Any) -> Iterator[None]:
-    """The encoder with the attention function above; its own is put back."""
+    """Within the `with` block, the encoder uses `_attend`."""
     AttentionInterface.register(_NAME, _attend)
-    own = encoder.config._attn_implementation
+    before = encoder.config._attn_implementation
     encoder.config._attn_implementation = _NAME
     try:
         yield
     finally:
-        encoder.config._attn_implementation = own
+        encoder.config._attn_implementation = before

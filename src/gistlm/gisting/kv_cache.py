@@ -1,4 +1,4 @@
-"""Padded token ids, and keys and values of caches by column; knows nothing of models or gists."""
+"""Pads token ids, and joins and repeats keys and values; knows nothing of models or gists."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transformers import DynamicCache
 from gistlm.gisting.placement import Part
 
 KeyValues = list[tuple[Tensor, Tensor]]
-"""Keys and values by layer, each [batch, kv_heads, tokens, head_dim]."""
+"""Keys and values of each layer, [batch, kv_heads, tokens, head_dim]."""
 
 
 def repeat_key_values(key_values: KeyValues, rows: int) -> KeyValues:
-    """A batch of one, seen as a batch of ``rows``."""
+    """Expand a batch of one row to ``rows`` equal rows, without copying."""
     return [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in key_values]
 
 
 def join_key_values(first: KeyValues, second: KeyValues) -> KeyValues:
-    """The tokens of two caches one after the other; either may be empty."""
+    """Keys and values of ``first``'s tokens, then of ``second``'s; either may be an empty list."""
     if not first or not second:
         return first or second
     return [
@@ -30,7 +30,7 @@ def join_key_values(first: KeyValues, second: KeyValues) -> KeyValues:
 
 
 def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and parts, both [batch, longest], padded on the left with zeros."""
+    """Token ids and parts, both [batch, longest], padded on the left with 0 and `Part.PAD`. part: of all tokens."""
     lengths = list(map(len, rows))
     width = max(lengths)
     tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
@@ -40,10 +40,10 @@ def left_pad(rows: Sequence[Sequence[int]], part: Part, device: torch.device) ->
 
 
 def column_mask(parts: Tensor) -> Tensor | None:
-    """The 2D mask of plain causal rows [batch, S], or None when nothing is padded."""
+    """transformers' padding mask [batch, S] for causal attention: 0 for padding, else 1; None if nothing is padded."""
     return None if bool((parts != Part.PAD).all()) else (parts != Part.PAD).long()
 
 
 def key_values_of(cache: DynamicCache) -> KeyValues:
-    """A cache's tensors by layer."""
+    """Keys and values of each of a cache's layers."""
     return [(keys, values) for keys, values, _ in cache]

@@ -1,11 +1,11 @@
 """The gist mask: Mu, Li, Goodman 2023, "Learning to Compress Prompts with Gist Tokens", section 3.
 
-https://arxiv.org/abs/2304.08467. Knows only which part of a sequence each column belongs to: nothing of
-models, text or caches. No other file decides who may see whom.
+https://arxiv.org/abs/2304.08467. No other file decides which token may attend to which. Knows only which part of a
+sequence each column belongs to; knows no models, text or caches.
 
               key   o   p p p   g g   r r
-    query  o        1   . . .   . .   . .      o  opening: constant template tokens that stay raw (may be none)
-           p        .   1 . .   . .   . .      p  prompt:  causal (it begins with its own copy of the opening)
+    query  o        1   . . .   . .   . .      o  opening: the template's first tokens, if they stay visible
+           p        .   1 . .   . .   . .      p  prompt:  causal (it begins with a second copy of the opening)
            p        .   1 1 .   . .   . .
            p        .   1 1 1   . .   . .
            g        .   1 1 1   1 .   . .      g  gist:    the prompt and earlier gist tokens
@@ -13,11 +13,13 @@ models, text or caches. No other file decides who may see whom.
            r        1   . . .   1 1   1 .      r  rest:    opening, gist and earlier rest, never the prompt
            r        1   . . .   1 1   1 1
 
-    positive control   r sees the prompt and earlier rest, no gist
-    negative control   r sees the opening and earlier rest, neither prompt nor gist
-    encoder            the same without causality, and prompt and gist see each other both ways; in the positive
-                       control prompt and rest do
-    cross-attention    every decoder token sees what r sees
+1: the query may attend to the key.
+
+    positive control   r attends to the prompt and earlier rest, not to the gist
+    negative control   r attends to the opening and earlier rest, neither to prompt nor to gist
+    encoder            without causality; prompt and gist attend to each other, and in the positive control prompt and
+                       rest do
+    cross-attention    every decoder token attends to what r attends to
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ _REST_SEES = {
 
 
 def _sees(parts: Tensor, condition: Condition, both_ways: bool) -> Tensor:
-    """Who may see whom by part alone: ``parts`` [batch, S] -> bool [batch, S queries, S keys]."""
+    """Which query may attend to which key by their parts alone: parts [batch, S] -> bool [batch, S queries, S keys].
+
+    both_ways: the prompt also attends to the gist or, in the positive control, to the rest.
+    """
     table = torch.zeros(len(Part), len(Part), dtype=torch.bool, device=parts.device)
     table[Part.OPENING, Part.OPENING] = True
     table[Part.PROMPT, Part.PROMPT] = True
@@ -50,9 +55,9 @@ def decoder_mask(
 ) -> Tensor:
     """The mask of a decoder-only model.
 
-    parts [batch, S]: one `Part` per column, in the order opening, prompt, gist, rest. positions [batch, S]:
-    used only by a sliding ``window`` (tokens), which hides keys that many positions back or more.
-    Returns bool [batch, S queries, S keys], true where the query may see the key.
+    parts: one `Part` per column [batch, S], in the order opening, prompt, gist, rest. positions: [batch, S]; they are
+    used only with a sliding window. window: keys ``window`` or more positions before the query are hidden. Returns bool
+    [batch, S queries, S keys], true where the query may attend to the key.
     """
     column = torch.arange(parts.shape[1], device=parts.device)
     visible = _sees(parts, condition, both_ways=False) & (column[None, :] <= column[:, None])
@@ -67,11 +72,11 @@ def encoder_mask(parts: Tensor, condition: Condition = Condition.GIST) -> Tensor
 
 
 def cross_attention_mask(parts: Tensor, condition: Condition = Condition.GIST) -> Tensor:
-    """What every decoder token sees of the encoder: parts [batch, S] -> bool [batch, S keys]."""
+    """Which encoder columns every decoder token may attend to: parts [batch, S] -> bool [batch, S keys]."""
     return torch.isin(parts, torch.tensor(sorted(_REST_SEES[condition]), device=parts.device))
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """bool [batch, Q, K] -> [batch, 1, Q, K] to be added to attention scores: 0 or the dtype's minimum."""
+    """Mask to add to attention scores, 0 or the dtype's minimum: bool [batch, Q, K] -> [batch, 1, Q, K]."""
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

@@ -51,7 +51,7 @@ class Architecture:
     window: int | None
     """Tokens a sliding-attention layer looks back, itself included."""
     context: int
-    """Most tokens that one sequence may have."""
+    """Maximum number of tokens in a sequence."""
     layers: int
     """Of the decoder, or of the encoder where there is one: those that a gist has keys and values of."""
     encodes: bool = False

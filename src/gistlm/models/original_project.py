@@ -32,7 +32,7 @@ from gistlm.models.loading import LoadedBase, fingerprint_weights, load_base
 from gistlm.prompt import PromptFormat, PromptTokenizer, paper_format
 
 MAX_K = 16
-"""Most gist tokens in one gist; any number would do, since the one token is repeated."""
+"""Maximum number of gist tokens in one gist; any number would do, since the one token is repeated."""
 DIFFERENCE_NORM = 0.1
 """A model none of whose normalisation layers has weights of this mean magnitude holds differences.
 

@@ -1,4 +1,4 @@
-"""Where gists are kept: one seam (`store`) and the stores behind it, found by the form of their location."""
+"""Stores of gists: their interface (`store`) and its implementations, chosen by the form of a location."""
 
 from gistlm.store.store import Store, open_store, request_name
 

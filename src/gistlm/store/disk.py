@@ -1,11 +1,11 @@
-"""Gists as files in one folder, shared by any number of processes; knows nothing of models or text.
+"""Keeps gists as files in one folder, which any number of processes may share; knows nothing of models or text.
 
     objects/ab/abcd...ef.gist   a gist, named by its id
     names/01/0123...89          a pointer: the id and the name, in a file named by the name's hash
 
-Every file is put in place whole by a rename, so that no lock is needed: a reader, or a kill, finds the old file
-or the new one. Nothing is evicted unless the store is opened with ``max_bytes``. Files that are not the store's are
-left alone.
+Every file is written under another name and then renamed, so that no lock is needed: a reader finds the old file or
+the new one, also if the writer was killed. No gist is deleted by itself unless the store is opened with ``max_bytes``.
+Files that are not the store's are left alone.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _POINTER_BYTES = 512
 
 
 class DiskStore(Store):
-    """A folder of gists, made if it is missing.
+    """A store in a folder, which is made if it is missing.
 
-    The folder itself may be a symbolic link; one inside it is refused with `StoreError`, so that no key leads out.
+    The folder itself may be a symbolic link; a link inside it raises `StoreError`, so that no key leads out of it.
 
-    max_bytes bounds the gists' files: `put` then deletes the least recently used ones until the rest fits, and `get`
-    counts as a use. The bound is this object's: others on the folder may have another or none. Each put reads the
-    folder. A name whose gist has left leads nowhere; its file of under 300 bytes stays until `delete`.
+    max_bytes: maximum size of all gist files. `put` then deletes the least recently used gists until the others fit,
+    and `get` counts as a use. The maximum holds for this object: others on the folder may have another or none. Each
+    `put` lists the folder. If a gist was deleted, `get` by its names returns None; a name's file of under 300 bytes
+    stays until `delete`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int | None = None) -> None:
@@ -55,7 +56,7 @@ class DiskStore(Store):
 
     @classmethod
     def open(cls, location: str, *, max_bytes: int | None = None) -> DiskStore:
-        """The store in a folder, given as a path or as file:///path."""
+        """Open the store in a folder, given as a path or as file:///path."""
         if not location.startswith("file://"):
             return cls(location, max_bytes)
         parts = urlsplit(location)
@@ -129,7 +130,7 @@ class DiskStore(Store):
                     yield path
 
     def _evict(self, max_bytes: int, keep: str) -> None:
-        """Delete the least recently used gists but ``keep`` until the rest fits; others may do so at the same time."""
+        """Delete the least recently used gists but ``keep`` until the others fit; other processes may do so too."""
         used = []
         for path in self._objects():
             with _explained("read", path), suppress(FileNotFoundError):
@@ -146,7 +147,7 @@ class DiskStore(Store):
             total -= size
 
     def _find(self, key: str) -> Path | None:
-        """The object's file, if it exists."""
+        """The gist's file, or None if there is none."""
         found = key if is_id(key) else self._follow(self._pointer(key))
         if found is None:
             return None
@@ -155,7 +156,7 @@ class DiskStore(Store):
             return path if path.exists() else None
 
     def _follow(self, pointer: Path) -> str | None:
-        """The id that a pointer's file holds, if there is such a file."""
+        """The id in a pointer's file, or None if there is no such file."""
         with _explained("read", pointer):
             try:
                 with pointer.open("rb") as file:
@@ -180,7 +181,7 @@ class DiskStore(Store):
         return path
 
     def _folders(self, kind: str) -> list[Path]:
-        """The two-digit folders of one kind; what is behind a symbolic link is none of the store's."""
+        """The two-digit folders in "objects" or "names"; symbolic links are not followed."""
         above = self.folder / kind
         if above.is_symlink() or not above.is_dir():
             return []
@@ -198,7 +199,7 @@ def _pointer_name(name: bytes) -> str:
 
 @contextmanager
 def _explained(deed: str, path: Path) -> Iterator[None]:
-    """Turn the system's errors into one that says what was attempted, and where."""
+    """Turn the system's errors into `StoreError`, which says what was attempted, and where."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in the path; RuntimeError: no home for ~

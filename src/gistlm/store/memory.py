@@ -1,4 +1,4 @@
-"""Gists in this process's memory, the least recently used leaving first; knows nothing of files."""
+"""Keeps gists in this process's memory and deletes the least recently used first; knows nothing of files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class _Held:
 
 
 class MemoryStore(Store):
-    """At most ``max_bytes`` of keys and values (`Gist.nbytes`); a gist that leaves takes its names with it.
+    """A store of at most ``max_bytes`` bytes (`Gist.nbytes`). A gist's names are deleted with it.
 
-    `put` and `get` count as uses. Raises `StoreError` for a gist that is larger than the whole store.
+    `put` and `get` count as uses. `put` raises `StoreError` for a gist that is larger than ``max_bytes``.
     """
 
     def __init__(self, max_bytes: int = 1 << 30) -> None:
@@ -32,7 +32,7 @@ class MemoryStore(Store):
             raise InputError(f"max_bytes must be 1 or more, got {max_bytes}")
         self.max_bytes = max_bytes
         self.nbytes = 0
-        """Bytes of the gists held now."""
+        """Total size of the gists held now."""
         self._held: OrderedDict[str, _Held] = OrderedDict()  # by id, the least recently used first
         self._names: dict[str, str] = {}  # name -> id of a gist that is held
         self._lock = Lock()
@@ -86,7 +86,7 @@ class MemoryStore(Store):
             return self._resolve(key) is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Ids, the least recently used first."""
+        """Ids of all gists, the least recently used first."""
         with self._lock:
             return iter(list(self._held))
 
@@ -95,7 +95,7 @@ class MemoryStore(Store):
         return len(self._held)
 
     def close(self) -> None:
-        """Let go of every gist."""
+        """Delete all gists."""
         with self._lock:
             self._held.clear()
             self._names.clear()

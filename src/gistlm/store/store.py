@@ -1,4 +1,4 @@
-"""The seam between those who keep gists and the stores that hold them; knows no store and loads no torch."""
+"""The interface between callers and stores of gists; imports no store and no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STORES = {
     "file": "gistlm.store.disk:DiskStore",
     "memory": "gistlm.store.memory:MemoryStore",
 }
-"""scheme -> module:class, loaded when asked for."""
+"""scheme -> module:class, imported when asked for."""
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
@@ -36,33 +36,34 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def open(cls, location: str, *, max_bytes: int | None = None) -> Store:
-        """The store at a location of its scheme; a subclass may take further options.
+        """Open the store at a location; a subclass may take further options.
 
-        max_bytes bounds what it keeps, the least recently used gists leaving first; None is the store's own default.
+        max_bytes: maximum size of all gists, above which the least recently used are deleted; None is the subclass's
+        default.
         """
 
     @abstractmethod
     def put(self, gist: Gist, name: str | None = None) -> str:
-        """Keep a gist and return its id; a name then leads to this gist and to no earlier one."""
+        """Keep a gist and return its id. A name given points to this gist from now on, and no longer to another."""
 
     @abstractmethod
     def get(self, key: str) -> Gist | None:
-        """The gist, or None if it is not here. Raises `GistFileError` if it is here but damaged; `put` repairs it."""
+        """The gist, or None if there is none. Raises `GistFileError` if it is damaged; `put` repairs it."""
 
     @abstractmethod
     def delete(self, key: str) -> bool:
-        """Remove what the key stands for; False if there was nothing.
+        """Delete a name or a gist; False if there was none.
 
-        A name: only the pointer, the gist stays. An id: the gist, and names that led to it lead nowhere.
+        A name: the gist stays. An id: the gist is deleted, and `get` by its names returns None.
         """
 
     @abstractmethod
     def __contains__(self, key: str) -> bool:
-        """Whether `get` would find a gist; does not read it and does not count as a use."""
+        """Whether `get` would find a gist. Does not read it, and does not count as a use."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[str]:
-        """The ids of the gists here, in no promised order; each is whole or damaged, never half written."""
+        """Ids of all gists, in no particular order; a gist may be damaged, but never half written."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -90,9 +91,10 @@ def open_store(location: str | Path, **options: Any) -> Store:
 
 
 def request_name(prompt_sha256: str, k: int, model: str, adapter: str, dtype: str) -> str:
-    """The name of "this prompt at this k under this checkpoint", to look a gist up before compressing.
+    """A name that stands for a prompt, k, checkpoint and dtype, to look a gist up before compressing.
 
-    All are what `Gist.info` says of that gist under these names. `GistModel.request_name` makes it of a prompt.
+    The arguments are the values of the same keys in `Gist.info`, but k is the number that was asked for.
+    `GistModel.request_name` makes the name from a prompt.
     """
     parts = prompt_sha256, str(k), model, adapter, dtype
     return f"request-{sha256(*(part.encode() for part in parts))}"

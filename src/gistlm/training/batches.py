@@ -1,8 +1,8 @@
-"""Rows to padded batches with a random number of gist tokens; knows nothing of models, losses or optimisers.
+"""Makes padded batches of rows, with a random number of gist tokens; knows nothing of models, losses or optimisers.
 
-A *draw* is a row in one pass over all rows, numbered pass * rows + row. Which draws make a step, and each one's
-number of gist tokens, follow from the seed alone: a resumed run repeats them, and several processes share them out.
-A batch is left-padded on both sides of the gist, so outputs end at the last column.
+A *draw* is a row in one pass over all rows, numbered pass * rows + row. The draws of each step, and each draw's number
+of gist tokens, depend on the seed only: a resumed run repeats them, and several processes can share them. Prompts and
+rests are left-padded, so outputs end at the last column.
 """
 
 from __future__ import annotations
@@ -36,22 +36,25 @@ class Batch:
     rest_parts: Tensor
     """[batch, R] of `Part`"""
     output_lengths: Tensor
-    """[batch]"""
+    """[batch]: number of output tokens, which are the last of the rest"""
     k: Tensor
-    """[batch]: gist tokens that the row's rest may see"""
+    """[batch]: maximum number of tokens in the row's gist"""
     cross_entropy: Tensor
-    """[batch]: weight of the output's cross-entropy, beside what the recipe gives all rows"""
+    """[batch]: weight of the output's cross-entropy, which is added to the recipe's weight for all rows"""
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts, inputs and outputs, padding left out."""
+        """Number of tokens of prompts, inputs and outputs, without padding."""
         return int((self.prompt_parts != Part.PAD).sum() + (self.rest_parts != Part.PAD).sum())
 
     def targets(self) -> tuple[Tensor, Tensor]:
-        """The last M tokens, which cover the longest output, [batch, M], and which are outputs, bool [batch, M]."""
-        most = min(self.rests.shape[1] - 1, int(self.output_lengths.max()))
-        from_end = torch.arange(most, 0, -1, device=self.rests.device)
-        return self.rests[:, -most:], from_end <= self.output_lengths[:, None]
+        """Targets: the last M tokens [batch, M], and which of them are output tokens, bool [batch, M].
+
+        M is the longest output's length, but at most R - 1, because the first column has nothing to predict it.
+        """
+        longest = min(self.rests.shape[1] - 1, int(self.output_lengths.max()))
+        from_end = torch.arange(longest, 0, -1, device=self.rests.device)
+        return self.rests[:, -longest:], from_end <= self.output_lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,20 @@ class Example:
 
     prompt: list[int]
     rest: list[int]
-    """The output included."""
+    """Input and output, with the template's text around them."""
     output_length: int
+    """Number of output tokens."""
     cross_entropy: float = 0.0
-    """Of its `Row`."""
+    """`Row.cross_entropy`"""
 
     @property
     def tokens(self) -> int:
-        """Prompt, input and output."""
+        """Number of tokens of prompt, input and output."""
         return len(self.prompt) + len(self.rest)
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Tokenised rows that are short enough."""
+    """Tokenised rows; those longer than max_tokens, or with a rest longer than max_rest_tokens, are left out."""
 
     def __init__(
         self, rows: Sequence[Row], prompts: PromptTokenizer, max_tokens: int, max_rest_tokens: int | None = None
@@ -85,7 +89,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     @classmethod
     def of(cls, examples: list[Example]) -> Examples:
-        """Rows that are tokens already."""
+        """Examples of rows that are tokenised already, all of them."""
         made = cls.__new__(cls)
         made.examples = examples
         return made
@@ -97,26 +101,26 @@ class Examples(Dataset[dict[str, Any]]):
         return {"example": self.examples[draw % len(self)], "draw": draw}
 
     def lengths(self) -> list[int]:
-        """One number a row by which to group rows: those near in rest (in steps of 24 tokens), then in prompt.
+        """Sort key of each row: by the rest's length in steps of 24 tokens, then by the prompt's length.
 
-        Prompt and rest are padded apart, so their sum would group rows that pad each other.
+        Prompts and rests are padded separately, so sorting by total length would put together rows that need padding.
         """
         return [len(example.rest) // 24 * 100_000 + len(example.prompt) for example in self.examples]
 
     def of_process(self, process: int, processes: int) -> Examples:
-        """The rows that fall to one of several processes."""
+        """Rows of process number ``process`` out of ``processes``."""
         return Examples.of(self.examples[process::processes])
 
 
 _GROUPED = 50
-"""Steps whose rows are drawn together, and then put near those of like length."""
+"""Number of steps whose rows are sorted by length together."""
 
 
 class Draws(Sampler[int]):
-    """The draws of a whole run in order: pass after pass over all rows, each shuffled anew and grouped by length.
+    """All draws of a run in order: pass after pass over all rows, each shuffled anew and grouped by length.
 
-    ``batch_size`` counts the rows of a step over all processes. Of each pass, as many rows as fill no step are left
-    out, others each time.
+    batch_size: number of rows in a step, over all processes. A pass leaves out the rows that would not fill a last
+    step; they differ from pass to pass.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> None:
@@ -144,16 +148,19 @@ class Draws(Sampler[int]):
 
 
 def tokenize(row: Row, prompts: PromptTokenizer) -> Example:
-    """Ids of a row under a prompt format."""
+    """Tokenise a row in a prompt format."""
     output = prompts.output_ids(row.output)
     return Example(prompts.prompt_ids(row.prompt), prompts.rest_ids(row.input) + output, len(output), row.cross_entropy)
 
 
 class Collator:
-    """Items to the fields of one `Batch`. Each row's k follows from the seed and its draw, not from its batch.
+    """Collates items of `Examples` into the fields of one `Batch`, with a random k for each row.
 
-    Where gists are not ``nested``, a longer one teaches nothing of the shorter ones, and every k is drawn. Nor does a
-    gist of kept tokens alone: a smaller k is drawn in its place.
+    A row's k depends on the seed and its draw only, not on its batch.
+
+    k: numbers to draw from; None: powers of two and max_k if gists are nested, else all numbers up to max_k. nested:
+    whether the first j tokens of a gist are a gist too, so that training a long gist trains the shorter ones. A k for
+    which a row's gist would have no learned token (`leaves_few`) is not drawn; if no other is left, the smallest is.
     """
 
     def __init__(self, placement: Placement, k: list[int] | None, seed: int, nested: bool = True) -> None:

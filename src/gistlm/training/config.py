@@ -38,13 +38,13 @@ class TrainConfig(Options):
     condition: Literal["gist", "positive", "negative"] = "gist"
     """paper only: gist, or one of the controls positive and negative."""
     max_k: PositiveInt = 16
-    """Most gist tokens."""
+    """Maximum number of a gist's tokens."""
     k: list[PositiveInt] | None = None
     """What each row's number of gist tokens is drawn from; a number given twice is drawn twice as often. By default 1,
     2, 4, ... up to max_k, for an encoder-decoder every number."""
     kept: NonNegativeInt = 0
-    """frozen only: so many of the max_k tokens are not learned but the prompt's own keys and values (`kept_tokens`).
-    The fewest gist tokens that are learned is 1."""
+    """frozen only: maximum number of kept tokens, the prompt's own keys and values (`kept_tokens`). The other
+    max_k - kept tokens, at least 1, are learned."""
     anchored: bool | None = None
     """Start each gist token from one of the prompt's rarest tokens; by default `frozen` does, `paper` does not."""
     start: Text | None = None
@@ -56,37 +56,37 @@ class TrainConfig(Options):
     steps: PositiveInt = 1000
     """Optimiser steps, over which the learning rates fall to zero."""
     batch_size: PositiveInt = 16
-    """Rows a step and process."""
+    """Number of rows per step and process."""
     max_tokens: PositiveInt = 512
-    """Longer rows are left out."""
+    """Rows with more tokens, prompt, input and output together, are left out."""
     max_rest_tokens: PositiveInt | None = None
     """Rows whose input and output are longer than this are left out: they cost most and teach least of the prompt."""
     learning_rate: Number = 3e-4
-    """Peak, after warm-up; then cosine decay to zero."""
+    """Peak learning rate, after warm-up; then cosine decay to zero."""
     gist_learning_rate: Number = 3e-3
-    """The same for the gist embeddings, the weights of fitting and the learned probe queries."""
+    """Peak learning rate of gist embeddings, fit strengths and probe embeddings."""
     warmup: Annotated[Number, Field(le=1)] = 0.03
-    """Fraction of the steps."""
+    """Fraction of the steps over which the learning rates rise to their peak."""
     cross_entropy_weight: Number = 0.0
     """frozen only: weight of the outputs' cross-entropy added to the KL."""
     full_prompt_weight: Number = 0.0
     """paper only: weight of the same loss under the full prompt, so that the model goes on to answer full prompts."""
     teacher_cache: Text | None = None
-    """frozen only: a folder for what the full prompt teaches of each row: later passes and runs read it there."""
+    """frozen only: a folder to cache the full-prompt model's results in, for later passes and runs."""
     probe_weight: Number = 0.0
-    """Where tokens are kept: weight of KL(target attention, probe attention), which teaches the probe queries."""
+    """With kept tokens only: weight of KL(target attention, probe attention), which trains the probe queries."""
     probes: NonNegativeInt = 0
-    """Where tokens are kept: learned probe queries, beside the prompt's last tokens (see `kept_tokens`)."""
+    """With kept tokens only: number of trained probe queries, beside the prompt's last tokens (see `kept_tokens`)."""
     validation_rows: NonNegativeInt = 64
-    """Up to so many rows, held out by prompt and, where tasks fill half of it, by task; measured at every save."""
+    """Maximum number of rows held out by prompt and, if tasks fill half of it, by task; measured at every save."""
     save_every: PositiveInt = 50
-    """Steps between two saves; a killed run resumes from the last."""
+    """Number of steps between two saves; a killed run resumes from the last."""
     seed: Annotated[NonNegativeInt, Field(lt=2**32)] = 0
-    """Of data order, k, and initial weights."""
+    """Seed of the data's order, of k and of initial weights."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """float32, bfloat16 or float16; the base's own by default."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """How float32 matrices are multiplied: highest, high or medium, which may be faster (torch's own words)."""
+    """Precision of float32 matrix products, as torch names it: highest, high or medium, which may be faster."""
     device: Text | None = None
     """The first accelerator by default."""
     threads: PositiveInt | None = None

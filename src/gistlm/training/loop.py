@@ -1,8 +1,8 @@
-"""A training run from recipe to checkpoint folder, on transformers' Trainer; knows no loss and no data format.
+"""Runs training from recipe to checkpoint folder, on transformers' Trainer; knows no loss and no data format.
 
-The run's state lies in `OUTPUT/run`. Started again with the same recipe, a run goes on from its last save and
-sees the same batches, so its losses are those of a run that was never stopped. Several processes share each step;
-the main one writes.
+The run's state is in `OUTPUT/run`. Started again with the same recipe, a run continues from its last save with the same
+batches, so its losses are those of a run that was never stopped. Several processes share each step; the main one
+writes.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from gistlm.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 LEARNED = ("gist_embeddings", "fit_strengths", "probe_embeddings")
-"""A checkpoint's own weights, beside its models'."""
+"""Attributes of `Checkpoint` that can be trained, beside the weights of its models."""
 
 
 class Objective(nn.Module):
-    """A checkpoint and its recipe's loss as one module, as Trainer wants it."""
+    """A checkpoint and its recipe's loss as one module, as Trainer needs it."""
 
     def __init__(self, checkpoint: Checkpoint, config: TrainConfig) -> None:
         super().__init__()
@@ -72,32 +72,32 @@ class Objective(nn.Module):
         self.tokens = 0
 
     def train(self, mode: bool = True) -> Objective:
-        """Under `frozen` the base drops nothing out: it teaches, and answers over the gist, as it does in use."""
+        """Set training mode under `paper` only: under `frozen` the base must run as it does in use, without dropout."""
         return super().train(mode and self.options.recipe == Recipe.PAPER)
 
     def _in_base_dtype(self) -> torch.autocast:
-        """Products in bfloat16 where the base is of that dtype and its weights are trained in float32."""
+        """Compute in bfloat16 if that is the base's dtype and its weights are trained in float32."""
         mixed = self.base_dtype == torch.bfloat16 != self.checkpoint.reader.dtype
         return torch.autocast(self.checkpoint.reader.device.type, torch.bfloat16, enabled=mixed)
 
     def trainable(self) -> dict[str, Tensor]:
-        """What the run changes, by name."""
+        """Tensors that the run trains, by name."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
 
     def give_weights_to_checkpoint(self) -> None:
-        """Let the checkpoint use what this module has by these names now: FSDP puts others in its place for a pass."""
+        """Set this module's `LEARNED` tensors on the checkpoint too, because FSDP replaces them for each pass."""
         for name in LEARNED:
             setattr(self.checkpoint, name, getattr(self, name))
 
     def load(self, save: Path) -> None:
-        """Take over what a save holds."""
+        """Load weights and token count from a save."""
         saved = saves.read_weights(save)
         for name, tensor in self.trainable().items():
             tensor.data.copy_(saved[name])
         self.tokens = saves.read_tokens(save)
 
     def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
-        """The loss of one batch, given the fields of `Batch`."""
+        """The loss of one batch. tensors: the fields of `Batch`."""
         self.give_weights_to_checkpoint()
         if is_sharded():
             hold_last_layers([self.checkpoint.reader, self.checkpoint.writer])
@@ -115,10 +115,10 @@ class Objective(nn.Module):
 
 
 class GistTrainer(Trainer):
-    """Trainer that saves and restores only what the run changes; embeddings have a rate of their own."""
+    """A Trainer that saves and restores only trained tensors; those in `LEARNED` have another learning rate."""
 
     data_hash: str
-    """Of the run's rows; every save holds it."""
+    """Hash of the run's rows, which every save holds."""
     model: Objective
     lr_scheduler: Any
 
@@ -126,10 +126,10 @@ class GistTrainer(Trainer):
         if self.optimizer is None:
             options = self.model.options
             trained = self.model.trainable()
-            faster = [trained.pop(name) for name in LEARNED if name in trained]
+            learned = [trained.pop(name) for name in LEARNED if name in trained]
             groups = [
                 {"params": list(trained.values()), "lr": options.learning_rate},
-                {"params": faster, "lr": options.gist_learning_rate},
+                {"params": learned, "lr": options.gist_learning_rate},
             ]
             self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
         return self.optimizer
@@ -154,7 +154,7 @@ class GistTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         assert self.optimizer is not None
-        start_moments(self.optimizer)  # Trainer itself would write the whole model too, with all its frozen weights
+        start_moments(self.optimizer)  # Trainer's own method would write the whole model too, frozen weights included
         save_fsdp_optimizer(
             self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
         )
@@ -162,18 +162,18 @@ class GistTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing to do: `Objective.load` has read the save."""
+        """Does nothing: `Objective.load` has read the save."""
 
 
 def train(
     config: TrainConfig, callbacks: list[TrainerCallback] | None = None, tokenized: Tokenized | None = None
 ) -> Path:
-    """Run a recipe to its end, resuming what an earlier run left. Returns the checkpoint's folder.
+    """Run a recipe to its end, from an earlier run's last save if there is one. Returns the checkpoint's folder.
 
-    tokenized: the recipe's rows, where they are tokens already. Every process of a launch calls it; ``callbacks`` are
-    the main one's. The caller destroys the process group (`torch.distributed.destroy_process_group`) after its last
-    run.
-    Raises `InputError`, `DataError` or `ModelError`. The finished run's figures are in `OUTPUT/training.json`.
+    callbacks: run in the main process only. tokenized: the recipe's rows if they are tokenised already. All processes
+    of a launch must call; the caller destroys the process group (`torch.distributed.destroy_process_group`) after its
+    last run. Raises `InputError`, `DataError` or `ModelError`. The finished run's figures are in
+    `OUTPUT/training.json`.
     """
     output = Path(config.output)
     run = output / "run"
@@ -237,9 +237,9 @@ def _arguments(config: TrainConfig, run: Path) -> TrainingArguments:
 
 
 def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
-    """The main process writes the checkpoint and the run's figures; all processes must call.
+    """Write the checkpoint and the run's figures, in the main process; all processes must call.
 
-    Raises `ModelError` when a frozen base is not what it was.
+    Raises `ModelError` if a frozen base has changed.
     """
     objective, config = trainer.model, trainer.model.options
     unchanged = None if config.recipe == Recipe.PAPER else measure.base_unchanged()
@@ -276,7 +276,7 @@ def _finish(trainer: GistTrainer, measure: Validation, left_out: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large buffers for reuse: giving them back and faulting them in again costs a fifth of a step."""
+    """Let glibc keep large buffers for reuse: returning them to the system and back costs a fifth of a step's time."""
     if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, AttributeError):

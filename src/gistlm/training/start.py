@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def create_checkpoint(config: TrainConfig) -> Checkpoint:
-    """The checkpoint to train, with everything that the recipe trains in float32 and switched on.
+    """The checkpoint to train: what the recipe trains is in float32 and requires gradients.
 
-    On the recipe's device, but where FSDP shards the weights, and a process may have no room for all: then
-    in the CPU's memory, from which FSDP moves the parts.
+    It is on the recipe's device; under FSDP in the CPU's memory, because a process's device may not have room for all
+    weights, and FSDP moves its shard there.
     """
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     device = check_device(config.device).type
@@ -64,14 +64,14 @@ def _made_of(config: TrainConfig) -> CheckpointOptions:
 
 
 def _use_plain_attention(checkpoint: Checkpoint) -> None:
-    """torch's fused attention for CPUs takes many times as long backward as the products it is made of."""
+    """Use eager attention: on a CPU, the backward pass of SDPA takes many times as long."""
     checkpoint.reader.set_attn_implementation("eager")
     if checkpoint.writer is not checkpoint.reader:
         checkpoint.writer.get_base_model().set_attn_implementation("eager")
 
 
 def _start_from(config: TrainConfig, found: Checkpoint) -> Checkpoint:
-    """The checkpoint found, if it is what the recipe would have made. Raises `InputError`."""
+    """A copy of ``found`` to train on with the recipe. Raises `InputError` if its options are not the recipe's."""
     ranks = {name: tensor.shape[0] for name, tensor in adapter_weights(found.writer).items() if "lora_A" in name}
     beyond_attention = any("mlp" in name.lower() for name in ranks)
     wanted = {

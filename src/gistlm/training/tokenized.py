@@ -72,12 +72,12 @@ class Tokenized(NamedTuple):
     training: Examples
     validation: Examples
     data_hash: str
-    """Of the texts."""
+    """Hash of the rows' texts."""
     left_out: int
-    """As in `Texts`."""
+    """Number of rows left out, as in `Texts`."""
 
     def check(self, rows: int) -> None:
-        """Raise `DataError` where so many rows of a step are more than there are."""
+        """Raise `DataError` if there are fewer rows than a step needs."""
         if len(self.training) < rows:
             raise DataError(
                 f"only {len(self.training)} rows are short enough, and a step takes {rows}; raise max_tokens or "

@@ -1,6 +1,6 @@
-"""How well gists keep the prompt during a run: held-out rows under gist, full prompt and no prompt.
+"""Measures held-out rows during a run, with the gist, with the full prompt and with no prompt.
 
-It is the run's own thermometer; the figures that are published come from `gistlm.evaluation`.
+It only shows how a run is going; figures to publish come from `gistlm.evaluation`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BATCH = 8
 
 
 class Validation(TrainerCallback):
-    """Measures the held-out rows at every save; the main process keeps the history in the run's folder."""
+    """Measures the held-out rows at every save; the main process writes the history into the run's folder."""
 
     def __init__(self, checkpoint: Checkpoint, examples: Examples, config: TrainConfig) -> None:
         self.checkpoint = checkpoint
@@ -38,11 +38,11 @@ class Validation(TrainerCallback):
         self._base = hash_weights(checkpoint)
 
     def base_unchanged(self) -> bool:
-        """Whether every weight of the reader still hashes as it did before training."""
+        """Whether the reader's weights are the same, byte for byte, as before training."""
         return hash_weights(self.checkpoint) == self._base
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Trainer's hook."""
+        """Called by Trainer at every save."""
         if not len(self.examples):
             return
         model, training = kwargs["model"], kwargs["model"].training
@@ -59,9 +59,9 @@ class Validation(TrainerCallback):
 
 
 def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], all_rows: bool = False) -> dict[str, Any]:
-    """Means over output tokens, from `measure_rows`. Of several processes each calls it with its part of the rows, or
-    each with ``all_rows``.
+    """Means of `measure_rows` over output tokens.
 
+    all_rows: whether each of several processes has all rows; else each has a part of them, and their sums are added.
     Returns {"full": {"nll": ...}, "none": {"nll", "kl"}, "k=4": {"nll", "kl", "nll_gap_closed", "kl_gap_closed"}}.
     """
     names = ["none", *(f"k={k}" for k in ks)]
@@ -84,7 +84,7 @@ def measure(checkpoint: Checkpoint, examples: Examples, ks: list[int], all_rows:
 
 @torch.no_grad()
 def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> dict[tuple[str, str], Tensor]:
-    """Sums over each row's output tokens, float64 [rows] (rows sorted by length): negative log-likelihood and KL, nats.
+    """Negative log-likelihood and KL in nats, summed over each row's output tokens: float64 [rows], sorted by length.
 
     The keys are ("", "tokens"), ("full", "nll"), ("none", "nll"), ("none", "kl"), ("k=4", "nll"), ("k=4", "kl"), ...
     """
@@ -105,7 +105,7 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
         for k in [0, *ks]:
             batch.k = torch.full_like(batch.k, k)
             alone = _kept_alone(checkpoint, batch)
-            if k and not torch.equal(alone, encoded_as):  # such gists number their prompts otherwise
+            if k and not torch.equal(alone, encoded_as):  # their prompts have other positions
                 encoded_as = alone
                 _, encoded = passes.full_prompt(batch, targets.shape[1])
             gist = passes.write(encoded, batch)[0] if k else None
@@ -118,7 +118,7 @@ def measure_rows(checkpoint: Checkpoint, examples: Examples, ks: list[int]) -> d
 
 
 def hash_weights(checkpoint: Checkpoint) -> str:
-    """Every byte of the reader's weights, the adapter's left out. Under FSDP all processes must call."""
+    """Hash of the reader's weights, without the adapter's. Under FSDP all processes must call."""
     named = sorted((name, tensor) for name, tensor in checkpoint.reader.named_parameters() if "lora_" not in name)
     return sha256(*(part.encode() for name, tensor in named for part in (name, _hash(whole(tensor)))))
 
@@ -129,7 +129,7 @@ def _hash(tensor: Tensor) -> str:
 
 
 def _kept_alone(checkpoint: Checkpoint, batch: Batch) -> Tensor:
-    """bool [batch]: whose gists have no learned token."""
+    """bool [batch]: which rows' gists have no learned token."""
     return place(checkpoint, batch.prompt_parts, batch.k).learned == 0
 
 
