@@ -287,3 +287,9 @@ def test_a_kill_during_a_save_leaves_the_old_gist_or_the_new_one(tmp_path: Path)
         with killed_at(moment, save_in_turn, path, [1, 2], width):
             assert Gist.load(path).id in ids
     assert len(files_below(tmp_path)) > 1, "no kill ever fell into a save; the test shows nothing"
+
+
+@pytest.mark.parametrize("planned", [{"origin": "tuned"}, {"form": "free"}])
+def test_what_is_planned_is_not_written(planned: dict[str, str]) -> None:
+    with pytest.raises(GistFileError, match="can be saved yet"):
+        make_gist(**planned).to_bytes()

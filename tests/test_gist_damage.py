@@ -146,11 +146,11 @@ def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Te
     [
         (
             {"version": "3"},
-            "format version 3; this gistlm reads versions 1 and 2; read it with the gistlm that made it",
+            "format version '3'; this gistlm reads versions 1 and 2; read it with the gistlm that made it",
         ),
         ({"version": "1"}, "version 1 has no origin and no form"),
-        ({"gist": GIST.provenance.to_json().replace("compressed", "tuned")}, "it is tuned and uniform, which this"),
-        ({"gist": GIST.provenance.to_json().replace("uniform", "free")}, "it is compressed and free, which this"),
+        ({"gist": GIST.provenance.to_json().replace("compressed", "tuned")}, "it is 'tuned' and 'uniform', which this"),
+        ({"gist": GIST.provenance.to_json().replace("uniform", "free")}, "it is 'compressed' and 'free', which this"),
         *(
             (
                 {"gist": GIST.provenance.to_json().replace('"start"', f'"{name}": [], "start"')},
@@ -159,7 +159,7 @@ def test_tensors_that_are_not_this_gists_are_refused(tensors: dict[str, torch.Te
             for name in ("slots", "positions", "scales")
         ),
         ({"gist": GIST.provenance.to_json().replace('"start"', '"version": 1, "start"')}, "has a version inside"),
-        ({"version": "01"}, "format version 01"),
+        ({"version": "01"}, "format version '01'"),
         ({"format": "something.else"}, "safetensors file but not a gist"),
         ({"sha256": "0" * 64}, "does not match its hash"),
         ({"gist": "[1]"}, "damaged"),

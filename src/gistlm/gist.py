@@ -152,6 +152,7 @@ class Gist:
 
     def to_bytes(self) -> bytes:
         """The bytes of a gist file. Raises `GistFileError` if the gist holds numbers that are not finite."""
+        self.provenance.check_written()
         if not self.is_finite():
             raise GistFileError(
                 "this gist cannot be saved: it holds numbers that are not finite; compress the prompt again"

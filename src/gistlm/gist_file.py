@@ -95,8 +95,15 @@ class Provenance(Options):
         except InputError as error:
             raise GistFileError(str(error)) from None
         if (made.origin, made.form) != (COMPRESSED, UNIFORM):
-            raise GistFileError(f"it is {made.origin} and {made.form}, which this gistlm cannot read yet; {UPGRADE}")
+            raise GistFileError(
+                f"it is {made.origin!r:.60} and {made.form!r:.60}, which this gistlm cannot read yet; {UPGRADE}"
+            )
         return made
+
+    def check_written(self) -> None:
+        """Raise `GistFileError` for what no file may say yet."""
+        if (self.origin, self.form) != (COMPRESSED, UNIFORM):
+            raise GistFileError(f"no gist of origin {self.origin!r:.60} and form {self.form!r:.60} can be saved yet")
 
     def check_model(self, fingerprints: Mapping[int, str], name: str) -> None:
         """Raise `GistMismatchError` unless a model with these reader fingerprints, by version, can read the gist.
@@ -212,7 +219,7 @@ class GistFile:
         version = metadata.get("version", "")
         if version not in map(str, VERSIONS):
             raise GistFileError(
-                f"{name} has gist format version {version}; this gistlm reads versions 1 and 2; {UPGRADE}"
+                f"{name} has gist format version {version!r:.60}; this gistlm reads versions 1 and 2; {UPGRADE}"
             )
         try:
             values = json.loads(metadata["gist"])

@@ -10,7 +10,7 @@ import pytest
 from fake_engine import FakeEngine
 from tiny import tiny_checkpoint
 
-from gistlm.engines.base import Engine, Piece, Request
+from gistlm.engines.base import Engine, Piece, Request, load_engine, with_sampling
 from gistlm.engines.sampling import Sampling
 from gistlm.engines.transformers import GistModel
 from gistlm.errors import InputError, PromptTooLongError
@@ -124,3 +124,40 @@ def test_an_engine_without_an_optional_part_says_so(call: str) -> None:
     }
     with pytest.raises(InputError, match=r"Bare .*engine 'transformers'"):
         calls[call]()
+
+
+def test_a_stream_goes_on_and_is_closed_inside_a_loop_that_began_after_it() -> None:
+    made = engine("transformers")
+    pieces: Any = made.stream("hello", max_new_tokens=40)
+    said = next(pieces)
+
+    async def inside() -> str:
+        more = next(pieces)
+        pieces.close()
+        return more
+
+    more = asyncio.run(inside())
+    whole = made.generate("hello", max_new_tokens=40)
+    assert whole.startswith(said + more)
+
+
+def test_a_stream_leaves_the_threads_own_event_loop() -> None:
+    own = asyncio.new_event_loop()
+    asyncio.set_event_loop(own)
+    try:
+        list(engine("transformers").stream("hello", max_new_tokens=2))
+        assert asyncio.get_event_loop() is own
+    finally:
+        asyncio.set_event_loop(None)
+        own.close()
+
+
+def test_what_is_no_engine_is_refused_in_a_sentence() -> None:
+    for name in ("json:dumps", ".:x", "no_such_module:Engine", "nothing"):
+        with pytest.raises(InputError, match=r"engine|Engine"):
+            load_engine(name, "m")
+
+
+def test_a_blank_system_message_is_no_obstacle_to_another_sampling() -> None:
+    blank = Request([{"role": "system", "content": " "}, {"role": "user", "content": "hi"}])
+    assert with_sampling([blank], SAMPLING)[0].sampling == SAMPLING

@@ -18,7 +18,7 @@ from gistlm.errors import GistMismatchError, ModelError
 from gistlm.gist import Gist
 from gistlm.models.catalog import load_checkpoint
 from gistlm.models.checkpoint import Checkpoint
-from gistlm.models.config import SETTINGS, read_config
+from gistlm.models.config import HARMLESS, SETTINGS, SORTED, read_config, settings_fingerprint
 
 DATA = Path(__file__).parents[1] / "files"
 PROMPT = (
@@ -27,30 +27,13 @@ PROMPT = (
 )
 """Of which the gists of version 1 in tests/files were made."""
 
-OTHERS = frozenset({
-    # of every configuration
-    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id",
-    "output_attentions", "output_hidden_states", "problem_type", "return_dict", "transformers_version",
-    # training, generation and heads that gists do not use
-    "attention_dropout", "attn_pdrop", "bos_token_id", "classifier_dropout", "decoder_start_token_id", "dropout_rate",
-    "embd_pdrop", "eos_token_id", "hidden_dropout", "initializer_factor", "initializer_range", "is_decoder",
-    "pad_token_id", "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
-    "summary_type", "summary_use_proj", "use_cache", "add_cross_attention",
-    # sizes that the weights have, limits, and how the same is computed
-    "vocab_size", "max_position_embeddings", "n_positions", "original_max_position_embeddings", "pretraining_tp",
-    "reorder_and_upcast_attn",
-    # resolved into layer_types
-    "_sliding_window_pattern", "max_window_layers", "use_sliding_window",
-})  # fmt: skip
-"""Fields of configurations that do not change activations."""
-
 
 @pytest.mark.parametrize("kind", [*TESTED, *ENCODER_DECODERS])
 def test_every_field_of_the_families_is_known_to_change_activations_or_not_to(kind: str) -> None:
     names = {**TESTED, **ENCODER_DECODERS}[kind][0]
     fields = set(getattr(transformers, names)().to_dict())
-    assert not SETTINGS & OTHERS
-    assert fields <= SETTINGS | OTHERS, "sort these into config.SETTINGS or OTHERS"
+    assert not SETTINGS & HARMLESS and kind in SORTED
+    assert fields <= SETTINGS | HARMLESS, "sort these into config.SETTINGS or HARMLESS"
 
 
 def change_base(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -173,3 +156,12 @@ def test_gists_of_version_1_load_and_are_read_by_the_model_that_made_them(k: int
 
 def test_the_tiny_models_are_the_families() -> None:
     assert {tiny_model(kind).config.get_text_config().model_type for kind in TESTED} == set(TESTED)
+
+
+def test_of_other_families_every_field_counts_but_those_known_to_be_harmless() -> None:
+    known = {"model_type": "granite", "attention_multiplier": 1.0, "hidden_size": 8, "use_cache": True}
+    changed = [{**known, "attention_multiplier": 0.5}, {**known, "a_new_setting": 3}]
+    assert len({settings_fingerprint(each) for each in (known, *changed)}) == 3
+    assert settings_fingerprint({**known, "use_cache": False, "dtype": "float32"}) == settings_fingerprint(known)
+    sorted_family = {**known, "model_type": "llama"}
+    assert settings_fingerprint({**sorted_family, "a_new_setting": 3}) == settings_fingerprint(sorted_family)

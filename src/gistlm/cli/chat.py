@@ -39,17 +39,9 @@ def chat(
     Example:
       gistlm chat --gist system.gist
     """
-    from gistlm.engines.sampling import Sampling
     from gistlm.gist_file import GistFile
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
+    sampling = opt.sampling(max_new_tokens, temperature, top_p, top_k, stop, seed)
     file = GistFile.load(gist)
     options = opt.EngineOptions(engine, model, base, device, dtype)
     options.preflight(file)

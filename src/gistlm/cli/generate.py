@@ -50,17 +50,9 @@ def generate(
     """
     _check_usage(text, gist, prompt_file, compare)
     from gistlm.engines.base import Request
-    from gistlm.engines.sampling import Sampling
     from gistlm.gist_file import GistFile
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
+    sampling = opt.sampling(max_new_tokens, temperature, top_p, top_k, stop, seed)
     file = GistFile.load(gist) if gist is not None else None
     prompt = read_prompt(prompt_file) if prompt_file is not None else None
     question = read_input(text)

@@ -12,6 +12,7 @@ from gistlm.errors import InputError
 if TYPE_CHECKING:
     from gistlm.cli.preflight import Preflight
     from gistlm.engines.base import Engine as LoadedEngine
+    from gistlm.engines.sampling import Sampling
     from gistlm.gist_file import GistFile
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -88,3 +89,19 @@ class EngineOptions:
         dtype = self.dtype or (gist.dtype if gist is not None else None)
         with without_unneeded():
             return load_engine(self.engine, self.model, base=self.base, device=self.device, dtype=dtype)
+
+
+def sampling(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int, stop: list[str] | None, seed: int | None
+) -> Sampling:
+    """The options of that name as one, checked."""
+    from gistlm.engines.sampling import Sampling
+
+    return Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )

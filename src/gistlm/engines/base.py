@@ -6,11 +6,12 @@ An engine implements `answer`, which streams; `complete`, `stream` and `generate
 
 from __future__ import annotations
 
+import copy
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
 
 from gistlm.engines.batches import BATCH_TOKENS
@@ -220,7 +221,10 @@ def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
 
 def with_sampling(requests: Sequence[Request], sampling: Sampling) -> list[Request]:
     """Copies of the requests with this `Sampling`."""
-    return [replace(request, sampling=sampling) for request in requests]
+    made = [copy.copy(request) for request in requests]
+    for request in made:
+        object.__setattr__(request, "sampling", sampling)  # frozen, and checked already
+    return made
 
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
@@ -233,10 +237,12 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
     module, colon, kind = ENGINES.get(name, name).partition(":")
     try:
         found = getattr(importlib.import_module(module), kind) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"the engine {name} cannot be loaded: {error}") from error
     if found is None:
         raise InputError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}, and module:class of your own")
+    if not (isinstance(found, type) and issubclass(found, Engine)):
+        raise InputError(f"{name} is no Engine; name a class that gistlm.Engine is a base of")
     engine: Engine = found.from_pretrained(model, **options)
     return engine
 

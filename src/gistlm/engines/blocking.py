@@ -16,32 +16,25 @@ def iterate(source: AsyncIterator[T]) -> Iterator[T]:
 
     It is run in this thread, or in another one where an event loop runs in this one already, as in a notebook.
     """
-    items = _items(source)
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # leaves the thread's own loop; Ctrl-C cancels a run
+    close: Callable[[], Any] | None = getattr(source, "aclose", None)
+    try:
+        while (item := _call(lambda: runner.run(_next(source)))) is not _END:
+            yield item
+    finally:
+        if close is not None:
+            _call(lambda: runner.run(_await(close())))
+        _call(runner.close)
+
+
+def _call(function: Callable[[], T]) -> T:
+    """Call a function that runs an event loop, in another thread where one runs in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return items
-    return _in_a_thread(items)
-
-
-def _items(source: AsyncIterator[T]) -> Iterator[T]:
-    close: Callable[[], Any] | None = getattr(source, "aclose", None)
-    with asyncio.Runner() as runner:  # Ctrl-C cancels what it runs
-        try:
-            while (item := runner.run(_next(source))) is not _END:
-                yield item
-        finally:
-            if close is not None:
-                runner.run(_await(close()))
-
-
-def _in_a_thread(items: Iterator[T]) -> Iterator[T]:
+        return function()
     with ThreadPoolExecutor(1) as thread:
-        try:
-            while (item := thread.submit(next, items, _END).result()) is not _END:
-                yield item
-        finally:
-            thread.submit(items.close).result()  # type: ignore[attr-defined]  # a generator
+        return thread.submit(function).result()
 
 
 async def _next(source: AsyncIterator[T]) -> T:

@@ -214,8 +214,14 @@ class GistModel(Engine):
 
         def work() -> None:
             try:
-                with self._lock:
-                    self._make(rows, tell, cancelled)
+                while not self._lock.acquire(timeout=0.05):
+                    if cancelled.is_set():
+                        return
+                try:
+                    if not cancelled.is_set():
+                        self._make(rows, tell, cancelled)
+                finally:
+                    self._lock.release()
                 tell(None)
             except BaseException as problem:
                 tell(problem)

@@ -79,7 +79,7 @@ class Figures(Plain):
     gap_closed_95: Interval | None
 
 
-class Condition(Plain):
+class ConditionResult(Plain):
     name: str
     k: Int | None
     kv_bytes: Int
@@ -135,7 +135,7 @@ class ResultFile(Plain):
     data: Data
     settings: Settings
     skipped: dict[str, str]
-    conditions: list[Condition]
+    conditions: list[ConditionResult]
     rows: list[RowFigures]
     examples: list[Example]
     retention: list[Retention] | None

@@ -131,6 +131,8 @@ def _open(path: Path) -> sqlite3.Connection:
         except BaseException:
             database.close()
             raise
+    except InputError:
+        raise
     except (sqlite3.Error, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(_refusal(path, error)) from error
     return database

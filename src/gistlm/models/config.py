@@ -44,6 +44,27 @@ SETTINGS = frozenset({
 })  # fmt: skip
 """Fields of transformers' configurations that change activations; a test sorts every field of the tested families."""
 
+HARMLESS = frozenset({
+    # of every configuration
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id",
+    "output_attentions", "output_hidden_states", "problem_type", "return_dict", "transformers_version",
+    # training, generation and heads that gists do not use
+    "attention_dropout", "attn_pdrop", "bos_token_id", "classifier_dropout", "decoder_start_token_id", "dropout_rate",
+    "embd_pdrop", "eos_token_id", "hidden_dropout", "initializer_factor", "initializer_range", "is_decoder",
+    "pad_token_id", "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+    "summary_type", "summary_use_proj", "use_cache", "add_cross_attention",
+    # sizes that the weights have, limits, and how the same is computed
+    "vocab_size", "max_position_embeddings", "n_positions", "original_max_position_embeddings", "pretraining_tp",
+    "reorder_and_upcast_attn",
+    # resolved into layer_types
+    "_sliding_window_pattern", "max_window_layers", "use_sliding_window",
+})  # fmt: skip
+"""Fields of transformers' configurations that do not change activations."""
+SORTED = frozenset({
+    "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt_neox", "phi3", "gpt2", "t5", "mt5", "umt5",
+})  # fmt: skip
+"""Families whose every field is in `SETTINGS` or `HARMLESS`: newer fields of theirs do not count until sorted."""
+
 
 class Recipe(StrEnum):
     """How a checkpoint was trained."""
@@ -125,8 +146,16 @@ def read_config(folder: Path) -> tuple[CheckpointConfig, PromptFormat]:
 
 
 def settings_fingerprint(configuration: Mapping[str, Any]) -> str:
-    """Fingerprint of the values of `SETTINGS` in a resolved configuration (defaults filled in, nulls left out)."""
-    found = {name: value for name, value in configuration.items() if name in SETTINGS and value is not None}
+    """SHA-256 of those values of a configuration that change activations; null ones are skipped.
+
+    Of families that are not `SORTED` every field counts that is not known to be harmless.
+    """
+    is_sorted = configuration.get("model_type") in SORTED
+    found = {
+        name: value
+        for name, value in configuration.items()
+        if value is not None and (name in SETTINGS if is_sorted else name not in HARMLESS)
+    }
     return sha256(json.dumps(found, sort_keys=True, default=str).encode())
 
 
