@@ -64,8 +64,9 @@ def compress(checkpoint: Checkpoint, prompts: Sequence[str], k: int) -> list[Gis
     placement = checkpoint.placement
     placement.check_k(k)
     ids = [checkpoint.prompts.prompt_ids(prompt) for prompt in prompts]
+    probes = len(checkpoint.probe_embeddings) or len(checkpoint.prompts.empty_rest_ids)
     for row in ids:
-        placement.check_length(len(row), k, len(_probe_embeddings(checkpoint)), checkpoint.architecture.context)
+        placement.check_length(len(row), k, probes, checkpoint.architecture.context)
     if not ids:
         return []
     tokens, parts = left_pad(ids, Part.PROMPT, checkpoint.reader.device)

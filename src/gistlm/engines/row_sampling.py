@@ -29,14 +29,16 @@ class RowSampling(LogitsProcessor):
         for row, each in enumerate(rows):
             if not each.greedy:
                 alike.setdefault((each.temperature, each.top_k, each.top_p), []).append(row)
-        self._groups = [(torch.tensor(places, device=device), _warpers(*options)) for options, places in alike.items()]
-        self._noise = {row: _generator(each.seed, device) for row, each in enumerate(rows) if not each.greedy}
+        noise = {row: _generator(each.seed, device) for row, each in enumerate(rows) if not each.greedy}
+        self._groups = [
+            (torch.tensor(places, device=device), _warpers(*options), [noise[row] for row in places])
+            for options, places in alike.items()
+        ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [batch, vocabulary] in float32, and out."""
         chosen = scores.clone()
-        for places, warpers in self._groups:
-            generators = [self._noise[row] for row in places.tolist()]
+        for places, warpers, generators in self._groups:
             # minus the logarithm of an exponential draw is Gumbel noise
             draws = torch.stack(
                 [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in generators]

@@ -30,7 +30,7 @@ _FSDP = {
 not given.
 """
 _FSDP_TORCH = "2.13"
-"""Older ones were not tried; they may keep hold of a pass that ends inside a layer, as a gist's does."""
+"""Older ones were not tried."""
 
 
 def check_launch() -> None:
